@@ -1,0 +1,182 @@
+//! The memory of a plan on the CPU, and disjoint views into it.
+
+use crate::graph::{DType, Place, Plan, Region, ValueId};
+
+const REGIONS: [Region; 4] = [Region::Persistent, Region::Params, Region::Grads, Region::Arena];
+
+/// One cache line; buffers made of it are aligned for every vector width.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C, align(64))]
+struct Line([f32; 16]);
+
+/// A zeroed buffer of f32 that begins on a cache line.
+pub(super) struct Buffer(Vec<Line>);
+
+impl Buffer {
+    pub fn zeroed(len: usize) -> Self {
+        Self(vec![Line([0.0; 16]); len.div_ceil(16)])
+    }
+
+    pub fn slice(&self) -> &[f32] {
+        bytemuck::cast_slice(&self.0)
+    }
+
+    pub fn slice_mut(&mut self) -> &mut [f32] {
+        bytemuck::cast_slice_mut(&mut self.0)
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.0.len() * size_of::<Line>()
+    }
+}
+
+/// Elements `start..start + len` of a region; empty for an operand that is not there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Span {
+    region: usize,
+    start: usize,
+    len: usize,
+}
+
+impl Span {
+    pub const NONE: Span = Span { region: 0, start: 0, len: 0 };
+
+    fn overlaps(&self, other: &Span) -> bool {
+        self.len > 0
+            && other.len > 0
+            && self.region == other.region
+            && self.start < other.start + other.len
+            && other.start < self.start + self.len
+    }
+}
+
+impl From<Place> for Span {
+    fn from(place: Place) -> Self {
+        Self {
+            region: REGIONS.iter().position(|&r| r == place.region).unwrap_or_default(),
+            start: place.offset / 4,
+            len: place.len / 4,
+        }
+    }
+}
+
+/// The regions of a plan.
+pub(super) struct Memory {
+    regions: [Buffer; 4],
+}
+
+impl Memory {
+    /// Allocates what the plan asks for. In debug builds the arena starts as NaN, so that a value that is read before
+    /// it is written shows.
+    pub fn new(plan: &Plan) -> Self {
+        let mut memory = Self {
+            regions: REGIONS.map(|r| Buffer::zeroed(plan.region_bytes(r) / 4)),
+        };
+        if cfg!(debug_assertions) {
+            memory.regions[3].slice_mut().fill(f32::NAN);
+        }
+        memory
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.regions.iter().map(Buffer::bytes).sum()
+    }
+
+    pub fn get(&self, span: Span) -> &[f32] {
+        &self.regions[span.region].slice()[span.start..][..span.len]
+    }
+
+    pub fn get_mut(&mut self, span: Span) -> &mut [f32] {
+        &mut self.regions[span.region].slice_mut()[span.start..][..span.len]
+    }
+
+    /// Views of some spans to read and others to write.
+    ///
+    /// A span that is both read and written is given to the writer alone; its reader gets an empty slice. That is how
+    /// operations bound to a state run in place.
+    ///
+    /// # Panics
+    /// If spans overlap in any other way: the planner's guarantee is broken.
+    pub fn split<const R: usize, const W: usize>(
+        &mut self,
+        reads: [Span; R],
+        writes: [Span; W],
+    ) -> ([&[f32]; R], [&mut [f32]; W]) {
+        for (i, w) in writes.iter().enumerate() {
+            assert!(!writes[..i].iter().any(|o| o.overlaps(w)), "overlapping writes");
+            assert!(!reads.iter().any(|r| r != w && r.overlaps(w)), "a read overlaps a write");
+        }
+        let bases: [*mut f32; 4] = self.regions.each_mut().map(|b| b.slice_mut().as_mut_ptr());
+        let lens: [usize; 4] = self.regions.each_ref().map(|b| b.slice().len());
+        let pointer = |s: &Span| {
+            assert!(s.start + s.len <= lens[s.region], "a span ends beyond its region");
+            // SAFETY: the span lies within its region, as just checked.
+            unsafe { bases[s.region].add(s.start) }
+        };
+        let read = |s: &Span| {
+            let len = if writes.contains(s) { 0 } else { s.len };
+            // SAFETY: the span lies within a live buffer that `self` borrows mutably for the result's lifetime, and no
+            // written span overlaps it.
+            unsafe { std::slice::from_raw_parts(pointer(s).cast_const(), len) }
+        };
+        let write = |s: &Span| {
+            // SAFETY: as above; written spans overlap neither each other nor any slice handed out for reading.
+            unsafe { std::slice::from_raw_parts_mut(pointer(s), s.len) }
+        };
+        (reads.each_ref().map(read), writes.each_ref().map(write))
+    }
+}
+
+/// The span of every value of a plan, so that a run looks nothing up twice.
+pub(super) fn spans(plan: &Plan) -> Vec<Span> {
+    (0..plan.graph().values().len())
+        .map(|i| plan.place(ValueId(i as u32)).map_or(Span::NONE, Span::from))
+        .collect()
+}
+
+/// Whether a value holds integers, which are kept as the bits of the floats.
+pub(super) fn is_integer(plan: &Plan, value: ValueId) -> bool {
+    plan.graph().value(value).dtype == DType::I32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn span(start: usize, len: usize) -> Span {
+        Span { region: 0, start, len }
+    }
+
+    fn memory(len: usize) -> Memory {
+        let mut m = Memory {
+            regions: [Buffer::zeroed(len), Buffer::zeroed(0), Buffer::zeroed(0), Buffer::zeroed(0)],
+        };
+        for (i, v) in m.regions[0].slice_mut().iter_mut().enumerate() {
+            *v = i as f32;
+        }
+        m
+    }
+
+    #[test]
+    fn views_show_and_change_their_spans() {
+        let mut m = memory(32);
+        let ([a, none], [b]) = m.split([span(3, 2), Span::NONE], [span(5, 4)]);
+        assert_eq!((a, none.len()), (&[3.0, 4.0][..], 0));
+        b.fill(-1.0);
+        assert_eq!(m.get(span(4, 6)), [4.0, -1.0, -1.0, -1.0, -1.0, 9.0]);
+    }
+
+    #[test]
+    fn a_span_read_and_written_goes_to_the_writer() {
+        let mut m = memory(32);
+        let ([a], [b]) = m.split([span(2, 3)], [span(2, 3)]);
+        assert!(a.is_empty());
+        assert_eq!(b, [2.0, 3.0, 4.0]);
+    }
+
+    #[test]
+    #[should_panic(expected = "a read overlaps a write")]
+    fn a_partial_overlap_is_refused() {
+        memory(32).split([span(0, 4)], [span(3, 4)]);
+    }
+}

@@ -1,0 +1,126 @@
+//! Where plans run. A [`Backend`] turns a [`Plan`] into an [`Executable`], which replays it without allocating.
+
+pub mod cpu;
+
+use thiserror::Error;
+
+use crate::graph::{ParamId, Plan, ValueId};
+
+/// What can go wrong when a plan is prepared or run.
+#[derive(Debug, Error)]
+pub enum BackendError {
+    /// A slice of the wrong length was read or written.
+    #[error("{what} has {expected} elements, the slice has {actual}")]
+    Length {
+        /// Name of the value.
+        what: String,
+        /// Elements of the value.
+        expected: usize,
+        /// Elements of the slice.
+        actual: usize,
+    },
+    /// The device is not there or cannot be used.
+    #[error("device {device} is not available: {reason}")]
+    Unavailable {
+        /// The name that was asked for.
+        device: String,
+        /// Why, and what to do.
+        reason: String,
+    },
+}
+
+/// The per-parameter arrays that an executable keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Store {
+    /// The parameters themselves.
+    Params,
+    /// First moment of AdamW.
+    Moment1,
+    /// Second moment of AdamW.
+    Moment2,
+    /// Exponential moving average of the parameters.
+    Ema,
+}
+
+impl Store {
+    /// All of them, in the order in which checkpoints hold them.
+    pub const ALL: [Store; 4] = [Store::Params, Store::Moment1, Store::Moment2, Store::Ema];
+}
+
+/// A place to run plans.
+pub trait Backend: Send + Sync {
+    /// Name on the command line.
+    fn name(&self) -> &'static str;
+
+    /// Prepares a plan: allocates everything that its runs will need.
+    ///
+    /// # Errors
+    /// If the memory or the device is not there.
+    fn compile(&self, plan: Plan) -> Result<Box<dyn Executable>, BackendError>;
+}
+
+/// A plan that is ready to run, with its parameters.
+pub trait Executable: Send {
+    /// The plan.
+    fn plan(&self) -> &Plan;
+
+    /// Writes an input or a state of floating-point type.
+    ///
+    /// # Errors
+    /// [`BackendError::Length`].
+    fn write_f32(&mut self, value: ValueId, data: &[f32]) -> Result<(), BackendError>;
+
+    /// Writes an input or a state of integer type.
+    ///
+    /// # Errors
+    /// [`BackendError::Length`].
+    fn write_u32(&mut self, value: ValueId, data: &[u32]) -> Result<(), BackendError>;
+
+    /// Reads a kept value, a state or a gradient.
+    ///
+    /// # Errors
+    /// [`BackendError::Length`].
+    fn read_f32(&self, value: ValueId, data: &mut [f32]) -> Result<(), BackendError>;
+
+    /// Reads a value at the full precision of the backend.
+    fn read_f64(&self, value: ValueId) -> Vec<f64> {
+        let mut data = vec![0.0; self.plan().graph().shape(value).numel()];
+        match self.read_f32(value, &mut data) {
+            Ok(()) => data.into_iter().map(f64::from).collect(),
+            Err(_) => unreachable!("the slice has the value's length"),
+        }
+    }
+
+    /// Writes one parameter's slice of a store, in the graph's layout.
+    ///
+    /// # Errors
+    /// [`BackendError::Length`]; optimiser stores exist only where the plan has an optimiser.
+    fn write_param(&mut self, store: Store, param: ParamId, data: &[f32]) -> Result<(), BackendError>;
+
+    /// Reads one parameter's slice of a store, in the graph's layout.
+    ///
+    /// # Errors
+    /// As [`Executable::write_param`].
+    fn read_param(&self, store: Store, param: ParamId, data: &mut [f32]) -> Result<(), BackendError>;
+
+    /// Executes the plan once.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn run(&mut self) -> Result<(), BackendError>;
+
+    /// Bytes that this executable holds, workspaces included.
+    fn memory_bytes(&self) -> usize;
+}
+
+/// Checks a slice against a value's number of elements.
+pub(crate) fn check_length(what: &str, expected: usize, actual: usize) -> Result<(), BackendError> {
+    if expected == actual {
+        return Ok(());
+    }
+    Err(BackendError::Length {
+        what: what.to_string(),
+        expected,
+        actual,
+    })
+}

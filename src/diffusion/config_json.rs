@@ -1,0 +1,338 @@
+//! Reading and writing `scheduler_config.json`.
+//!
+//! The reader is strict where the result would change: an unknown class, an unknown key or a value that is not
+//! implemented is an error. Keys that cannot change the result are skipped: those that start with `_`, those of
+//! another supported class, and a few retired ones.
+
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value, json};
+
+use super::config::{SamplerKind, SchedulerConfig};
+use super::error::{DiffusionError, Result};
+use super::parameterization::PredictionType;
+use super::schedule::Schedule;
+use super::timesteps::TimestepSpacing;
+use super::variance::VarianceType;
+
+const SHARED_KEYS: [&str; 12] = [
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "prediction_type",
+    "thresholding",
+    "dynamic_thresholding_ratio",
+    "sample_max_value",
+    "timestep_spacing",
+    "steps_offset",
+    "rescale_betas_zero_snr",
+];
+const DDPM_KEYS: [&str; 3] = ["variance_type", "clip_sample", "clip_sample_range"];
+const DDIM_KEYS: [&str; 3] = ["set_alpha_to_one", "clip_sample", "clip_sample_range"];
+const DPM_SOLVER_KEYS: [&str; 8] = [
+    "variance_type",
+    "algorithm_type",
+    "solver_order",
+    "solver_type",
+    "lower_order_final",
+    "euler_at_final",
+    "final_sigmas_type",
+    "lambda_min_clipped",
+];
+/// DPM-Solver++ switches that select another time discretisation; only `false` is implemented.
+const DPM_SOLVER_SWITCHES: [&str; 6] = [
+    "use_karras_sigmas",
+    "use_exponential_sigmas",
+    "use_beta_sigmas",
+    "use_lu_lambdas",
+    "use_flow_sigmas",
+    "use_dynamic_shifting",
+];
+/// Retired keys, keys of classes that old files were converted from, and keys read only behind a switch that must be
+/// off.
+const HARMLESS_KEYS: [&str; 6] = [
+    "tensor_format",
+    "timestep_values",
+    "skip_prk_steps",
+    "num_inference_steps",
+    "flow_shift",
+    "time_shift_type",
+];
+
+impl SchedulerConfig {
+    /// Reads the text of a `scheduler_config.json`. The bare words `Infinity`, `-Infinity` and `NaN`, which Python
+    /// writes, are accepted.
+    ///
+    /// # Errors
+    /// Invalid JSON, an unsupported class, a key of the wrong type or with a value that is not implemented, an unknown
+    /// key, or betas that are no noise schedule. The message names class, key and value.
+    pub fn from_json(text: &str) -> Result<Self> {
+        Self::from_value(&serde_json::from_str(&quote_bare_floats(text))?)
+    }
+
+    /// Reads a parsed `scheduler_config.json`.
+    ///
+    /// # Errors
+    /// As [`from_json`](Self::from_json).
+    pub fn from_value(value: &Value) -> Result<Self> {
+        let object = value.as_object().ok_or_else(|| {
+            DiffusionError::Malformed("expected a JSON object with `_class_name` and the scheduler's options".to_owned())
+        })?;
+        let class = match object.get("_class_name") {
+            Some(Value::String(class)) => class.as_str(),
+            Some(other) => return Err(invalid("_class_name", other, "a string")),
+            None => {
+                return Err(DiffusionError::Malformed(format!(
+                    "`_class_name` is missing: add it, one of {}",
+                    super::config::SUPPORTED_CLASSES
+                )));
+            }
+        };
+        let legacy = class == "GaussianDDPMScheduler";
+        let sampler = match class {
+            "DDPMScheduler" | "GaussianDDPMScheduler" => SamplerKind::Ddpm,
+            "DDIMScheduler" => SamplerKind::Ddim,
+            "DPMSolverMultistepScheduler" => SamplerKind::DpmSolverPp,
+            other => {
+                return Err(DiffusionError::UnsupportedScheduler {
+                    class: other.to_owned(),
+                });
+            }
+        };
+        refuse_unknown_keys(object, legacy)?;
+
+        let mut config = Self::new(sampler);
+        read_shared(object, legacy, &mut config)?;
+        match sampler {
+            SamplerKind::Ddpm => read(object, "variance_type", VARIANCE_TYPES, &mut config.variance_type)?,
+            SamplerKind::Ddim => read(object, "set_alpha_to_one", "true or false", &mut config.set_alpha_to_one)?,
+            SamplerKind::DpmSolverPp => read_dpm_solver(object, &mut config)?,
+        }
+        config.check_limits()?;
+        // Builds the tables once so that a bad schedule is refused where it is read, not when it is first used.
+        Schedule::new(&config.betas)?;
+        Ok(config)
+    }
+
+    /// The text of a `scheduler_config.json` with the keys of this sampler's class, all of them written out.
+    pub fn to_json(&self) -> String {
+        let mut object = Map::new();
+        let mut put = |key: &str, value: Value| object.insert(key.to_owned(), value);
+        put("_class_name", json!(self.sampler.class_name()));
+        put("num_train_timesteps", json!(self.betas.num_train_timesteps));
+        put("beta_start", json!(self.betas.beta_start));
+        put("beta_end", json!(self.betas.beta_end));
+        put("beta_schedule", json!(self.betas.schedule));
+        put("trained_betas", json!(self.betas.trained_betas));
+        put("prediction_type", json!(self.prediction_type));
+        put("thresholding", json!(self.thresholding));
+        put("dynamic_thresholding_ratio", json!(self.dynamic_thresholding_ratio));
+        put("sample_max_value", json!(self.sample_max_value));
+        put("timestep_spacing", json!(self.spacing()));
+        put("steps_offset", json!(self.steps_offset));
+        put("rescale_betas_zero_snr", json!(self.betas.rescale_zero_terminal_snr));
+        if self.sampler != SamplerKind::DpmSolverPp {
+            put("clip_sample", json!(self.clip_sample));
+            put("clip_sample_range", json!(self.clip_sample_range));
+        }
+        match self.sampler {
+            SamplerKind::Ddpm => {
+                put("variance_type", json!(self.variance_type));
+            }
+            SamplerKind::Ddim => {
+                put("set_alpha_to_one", json!(self.set_alpha_to_one));
+            }
+            SamplerKind::DpmSolverPp => {
+                let learned = self.variance_type.is_learned().then_some(self.variance_type);
+                put("variance_type", json!(learned));
+                put("algorithm_type", json!("dpmsolver++"));
+                put("solver_order", json!(self.dpm_solver.solver_order));
+                put("solver_type", json!(self.dpm_solver.solver_type));
+                put("lower_order_final", json!(self.dpm_solver.lower_order_final));
+                put("euler_at_final", json!(self.dpm_solver.euler_at_final));
+                put("final_sigmas_type", json!(self.dpm_solver.final_sigmas_type));
+                // -inf has no JSON form; it is what a missing key means.
+                if self.dpm_solver.lambda_min_clipped.is_finite() {
+                    put("lambda_min_clipped", json!(self.dpm_solver.lambda_min_clipped));
+                }
+            }
+        }
+        format!("{:#}\n", Value::Object(object))
+    }
+
+    fn check_limits(&self) -> Result<()> {
+        let limits = [
+            ("clip_sample_range", self.clip_sample_range, self.clip_sample_range > 0.0, "a number above 0"),
+            ("sample_max_value", self.sample_max_value, self.sample_max_value > 0.0, "a number above 0"),
+            (
+                "dynamic_thresholding_ratio",
+                self.dynamic_thresholding_ratio,
+                (0.0..=1.0).contains(&self.dynamic_thresholding_ratio),
+                "a quantile from 0 to 1",
+            ),
+        ];
+        match limits.iter().find(|(.., holds, _)| !holds) {
+            Some((key, value, _, expected)) => Err(invalid(key, &json!(value), expected)),
+            None => Ok(()),
+        }
+    }
+}
+
+const VARIANCE_TYPES: &str =
+    "fixed_small, fixed_small_log, fixed_large, fixed_large_log, learned or learned_range";
+
+fn refuse_unknown_keys(object: &Map<String, Value>, legacy: bool) -> Result<()> {
+    let known: [&[&str]; 6] = [
+        &SHARED_KEYS,
+        &DDPM_KEYS,
+        &DDIM_KEYS,
+        &DPM_SOLVER_KEYS,
+        &DPM_SOLVER_SWITCHES,
+        &HARMLESS_KEYS,
+    ];
+    let legacy_keys = ["timesteps", "clip_predicted_image"];
+    for (key, value) in object {
+        let key = key.as_str();
+        let accepted = key.starts_with('_')
+            || key == "predict_epsilon"
+            || (legacy && legacy_keys.contains(&key))
+            || known.iter().any(|keys| keys.contains(&key));
+        if !accepted {
+            return Err(DiffusionError::UnknownKey {
+                key: key.to_owned(),
+                value: value.to_string(),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn read_shared(object: &Map<String, Value>, legacy: bool, config: &mut SchedulerConfig) -> Result<()> {
+    let number = "a number";
+    let switch = "true or false";
+    let betas = &mut config.betas;
+    let count = "a whole number of timesteps";
+    read(object, "num_train_timesteps", count, &mut betas.num_train_timesteps)?;
+    if legacy {
+        read(object, "timesteps", count, &mut betas.num_train_timesteps)?;
+        read(object, "clip_predicted_image", switch, &mut config.clip_sample)?;
+    }
+    read(object, "beta_start", number, &mut betas.beta_start)?;
+    read(object, "beta_end", number, &mut betas.beta_end)?;
+    let curves = "linear, scaled_linear, squaredcos_cap_v2, sigmoid or laplace";
+    read(object, "beta_schedule", curves, &mut betas.schedule)?;
+    read(object, "trained_betas", "null or a list of numbers", &mut betas.trained_betas)?;
+    read(object, "rescale_betas_zero_snr", switch, &mut betas.rescale_zero_terminal_snr)?;
+
+    let mut predict_epsilon = true;
+    read(object, "predict_epsilon", switch, &mut predict_epsilon)?;
+    if !predict_epsilon {
+        config.prediction_type = PredictionType::Sample;
+    }
+    let predictions = "epsilon, sample or v_prediction";
+    read(object, "prediction_type", predictions, &mut config.prediction_type)?;
+    if object.contains_key("timestep_spacing") {
+        let mut spacing = TimestepSpacing::Leading;
+        read(object, "timestep_spacing", "leading, linspace or trailing", &mut spacing)?;
+        config.timestep_spacing = Some(spacing);
+    }
+    read(object, "steps_offset", "a whole number, 0 or more", &mut config.steps_offset)?;
+    read(object, "clip_sample", switch, &mut config.clip_sample)?;
+    read(object, "clip_sample_range", number, &mut config.clip_sample_range)?;
+    read(object, "thresholding", switch, &mut config.thresholding)?;
+    read(object, "dynamic_thresholding_ratio", number, &mut config.dynamic_thresholding_ratio)?;
+    read(object, "sample_max_value", number, &mut config.sample_max_value)
+}
+
+fn read_dpm_solver(object: &Map<String, Value>, config: &mut SchedulerConfig) -> Result<()> {
+    let options = &mut config.dpm_solver;
+    let unsupported = |key: &str, remedy: &str| DiffusionError::UnsupportedValue {
+        key: key.to_owned(),
+        value: object.get(key).unwrap_or(&Value::Null).to_string(),
+        remedy: remedy.to_owned(),
+    };
+    for key in DPM_SOLVER_SWITCHES {
+        let mut on = false;
+        read(object, key, "true or false", &mut on)?;
+        if on {
+            return Err(unsupported(key, "set it to false: the timesteps then follow timestep_spacing"));
+        }
+    }
+    let mut algorithm = "dpmsolver++".to_owned();
+    read(object, "algorithm_type", "a string", &mut algorithm)?;
+    // `deis` is read as dpmsolver++ by the software that writes these files.
+    if !matches!(algorithm.as_str(), "dpmsolver++" | "deis") {
+        return Err(unsupported("algorithm_type", "use dpmsolver++ (deterministic, predicts x_0)"));
+    }
+    read(object, "solver_order", "1 or 2", &mut options.solver_order)?;
+    if !matches!(options.solver_order, 1 | 2) {
+        return Err(unsupported("solver_order", "use 2 (or 1)"));
+    }
+    let mut solver_type = "midpoint".to_owned();
+    read(object, "solver_type", "a string", &mut solver_type)?;
+    options.solver_type = match solver_type.as_str() {
+        // The last three name rules of other solvers and mean midpoint here.
+        "midpoint" | "logrho" | "bh1" | "bh2" => super::config::SolverType::Midpoint,
+        "heun" => super::config::SolverType::Heun,
+        _ => return Err(unsupported("solver_type", "use midpoint or heun")),
+    };
+    let switch = "true or false";
+    read(object, "lower_order_final", switch, &mut options.lower_order_final)?;
+    read(object, "euler_at_final", switch, &mut options.euler_at_final)?;
+    read(object, "final_sigmas_type", "zero or sigma_min", &mut options.final_sigmas_type)?;
+    options.lambda_min_clipped = match object.get("lambda_min_clipped") {
+        None | Some(Value::Null) => f64::NEG_INFINITY,
+        Some(value) => match value {
+            Value::Number(number) => number.as_f64(),
+            Value::String(text) => text.parse().ok(),
+            _ => None,
+        }
+        .filter(|lambda: &f64| !lambda.is_nan() && *lambda < f64::INFINITY)
+        .ok_or_else(|| invalid("lambda_min_clipped", value, "a number, \"-inf\" or null"))?,
+    };
+    let mut variance_type: Option<VarianceType> = None;
+    read(object, "variance_type", VARIANCE_TYPES, &mut variance_type)?;
+    config.variance_type = variance_type.unwrap_or_default();
+    Ok(())
+}
+
+/// Overwrites `target` with the value of `key` if the key is there.
+fn read<T: DeserializeOwned>(object: &Map<String, Value>, key: &str, expected: &str, target: &mut T) -> Result<()> {
+    if let Some(value) = object.get(key) {
+        *target = serde_json::from_value(value.clone()).map_err(|_| invalid(key, value, expected))?;
+    }
+    Ok(())
+}
+
+fn invalid(key: &str, value: &Value, expected: &str) -> DiffusionError {
+    DiffusionError::InvalidValue {
+        key: key.to_owned(),
+        value: value.to_string(),
+        expected: expected.to_owned(),
+    }
+}
+
+/// Puts quotes around the bare words by which Python writes non-finite numbers, outside strings.
+fn quote_bare_floats(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let (mut in_string, mut escaped) = (false, false);
+    let mut rest = text;
+    while let Some(next) = rest.chars().next() {
+        let word = ["-Infinity", "Infinity", "NaN"].iter().find(|word| rest.starts_with(**word));
+        if let (false, Some(word)) = (in_string, word) {
+            out.push('"');
+            out.push_str(word);
+            out.push('"');
+            rest = &rest[word.len()..];
+            continue;
+        }
+        if next == '"' && !escaped {
+            in_string = !in_string;
+        }
+        escaped = in_string && next == '\\' && !escaped;
+        out.push(next);
+        rest = &rest[next.len_utf8()..];
+    }
+    out
+}

@@ -1,0 +1,241 @@
+//! Memory planning: every value gets a place before anything runs.
+//!
+//! Values with overlapping lifetimes never overlap in memory; others share one arena. Larger values are placed first,
+//! each at the lowest free offset, which comes close to the lower bound for networks with long skip connections.
+
+use super::{DType, Graph, Source, ValueId};
+
+/// Alignment of every value in bytes: a multiple of all vector widths and of a GPU's memory transactions.
+pub const ALIGN: usize = 256;
+
+/// The kinds of memory a plan uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Region {
+    /// Inputs and states: kept from run to run.
+    Persistent,
+    /// Parameters, in the order of the graph.
+    Params,
+    /// Gradients, laid out as the parameters.
+    Grads,
+    /// Everything that lives only during a run.
+    Arena,
+}
+
+/// Where a value lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Which memory.
+    pub region: Region,
+    /// Offset in bytes, a multiple of [`ALIGN`].
+    pub offset: usize,
+    /// Length in bytes.
+    pub len: usize,
+}
+
+impl Place {
+    fn overlaps(&self, other: &Place) -> bool {
+        self.region == other.region
+            && self.offset < other.offset + other.len
+            && other.offset < self.offset + self.len
+    }
+}
+
+/// A graph with a place for every value: all that a backend needs to run it.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    graph: Graph,
+    places: Vec<Option<Place>>,
+    param_places: Vec<Place>,
+    persistent_bytes: usize,
+    param_bytes: usize,
+    grad_bytes: usize,
+    arena_bytes: usize,
+}
+
+impl Plan {
+    /// Lays out a graph for 32-bit activations.
+    pub fn new(graph: Graph) -> Self {
+        let mut places = vec![None; graph.values.len()];
+        let (param_places, param_bytes) = place_params(&graph);
+        for (value, place) in graph.param_values.iter().zip(&param_places) {
+            places[value.index()] = Some(*place);
+        }
+        let mut grad_bytes = 0;
+        for (grad, place) in graph.grads.iter().zip(&param_places) {
+            if let Some(v) = grad {
+                places[v.index()] = Some(Place { region: Region::Grads, ..*place });
+                grad_bytes = param_bytes;
+            }
+        }
+        let persistent_bytes = place_persistent(&graph, &mut places);
+        let arena_bytes = place_arena(&graph, &mut places);
+        Self {
+            graph,
+            places,
+            param_places,
+            persistent_bytes,
+            param_bytes,
+            grad_bytes,
+            arena_bytes,
+        }
+    }
+
+    /// The graph that was laid out.
+    pub fn graph(&self) -> &Graph {
+        &self.graph
+    }
+
+    /// Place of a value; `None` for values that fusion removed.
+    pub fn place(&self, value: ValueId) -> Option<Place> {
+        self.places[value.index()]
+    }
+
+    /// Places of the parameters, in the order of [`Graph::params`].
+    pub fn param_places(&self) -> &[Place] {
+        &self.param_places
+    }
+
+    /// Size of a region in bytes.
+    pub fn region_bytes(&self, region: Region) -> usize {
+        match region {
+            Region::Persistent => self.persistent_bytes,
+            Region::Params => self.param_bytes,
+            Region::Grads => self.grad_bytes,
+            Region::Arena => self.arena_bytes,
+        }
+    }
+
+    /// Bytes of all regions together: the peak memory of a run, apart from a backend's workspace.
+    pub fn total_bytes(&self) -> usize {
+        self.persistent_bytes + self.param_bytes + self.grad_bytes + self.arena_bytes
+    }
+}
+
+fn bytes(graph: &Graph, value: ValueId) -> usize {
+    let v = graph.value(value);
+    let element = match v.dtype {
+        DType::Act | DType::F32 | DType::I32 => 4,
+    };
+    v.shape.numel() * element
+}
+
+fn aligned(bytes: usize) -> usize {
+    bytes.next_multiple_of(ALIGN)
+}
+
+fn place_params(graph: &Graph) -> (Vec<Place>, usize) {
+    let mut offset = 0;
+    let places = graph
+        .param_values
+        .iter()
+        .map(|&v| {
+            let len = bytes(graph, v);
+            let place = Place { region: Region::Params, offset, len };
+            offset += aligned(len);
+            place
+        })
+        .collect();
+    (places, offset)
+}
+
+/// Places inputs and states, and the values bound to states where these are.
+fn place_persistent(graph: &Graph, places: &mut [Option<Place>]) -> usize {
+    let mut offset = 0;
+    for (i, value) in graph.values.iter().enumerate() {
+        if matches!(value.source, Source::Input | Source::State) {
+            let len = bytes(graph, ValueId(i as u32));
+            places[i] = Some(Place { region: Region::Persistent, offset, len });
+            offset += aligned(len);
+        }
+    }
+    for (value, state) in &graph.bindings {
+        places[value.index()] = places[state.index()];
+    }
+    offset
+}
+
+/// First and last node that touches a value.
+#[derive(Clone, Copy)]
+struct Lifetime {
+    first: usize,
+    last: usize,
+}
+
+fn lifetimes(graph: &Graph) -> Vec<Option<Lifetime>> {
+    let mut lives: Vec<Option<Lifetime>> = vec![None; graph.values.len()];
+    for (i, node) in graph.nodes.iter().enumerate() {
+        for v in &node.outputs {
+            lives[v.index()] = Some(Lifetime { first: i, last: i });
+        }
+        for v in &node.inputs {
+            if let Some(life) = &mut lives[v.index()] {
+                life.last = i;
+            }
+        }
+    }
+    for v in &graph.outputs {
+        if let Some(life) = &mut lives[v.index()] {
+            life.last = graph.nodes.len();
+        }
+    }
+    lives
+}
+
+fn place_arena(graph: &Graph, places: &mut [Option<Place>]) -> usize {
+    let lives = lifetimes(graph);
+    let mut waiting: Vec<(ValueId, Lifetime, usize)> = lives
+        .iter()
+        .enumerate()
+        .filter(|(i, _)| places[*i].is_none())
+        .filter_map(|(i, life)| {
+            let v = ValueId(i as u32);
+            life.map(|l| (v, l, aligned(bytes(graph, v))))
+        })
+        .collect();
+    waiting.sort_by_key(|&(v, _, size)| (std::cmp::Reverse(size), v));
+    let mut placed: Vec<(Lifetime, usize, usize)> = Vec::new();
+    let mut total = 0;
+    for (value, life, size) in waiting {
+        let mut busy: Vec<(usize, usize)> = placed
+            .iter()
+            .filter(|(l, ..)| l.first <= life.last && life.first <= l.last)
+            .map(|&(_, offset, size)| (offset, offset + size))
+            .collect();
+        busy.sort_unstable();
+        let mut offset = 0;
+        for (start, end) in busy {
+            if start >= offset + size {
+                break;
+            }
+            offset = offset.max(end);
+        }
+        placed.push((life, offset, size));
+        total = total.max(offset + size);
+        places[value.index()] = Some(Place {
+            region: Region::Arena,
+            offset,
+            len: bytes(graph, value),
+        });
+    }
+    total
+}
+
+/// Checks that no two values that live at the same time overlap; returns the first pair that does.
+///
+/// Values bound to a state may lie on it.
+pub fn find_overlap(plan: &Plan) -> Option<(ValueId, ValueId)> {
+    let lives = lifetimes(plan.graph());
+    let arena: Vec<(ValueId, Lifetime, Place)> = (0..lives.len())
+        .filter_map(|i| {
+            let v = ValueId(i as u32);
+            let place = plan.place(v).filter(|p| p.region == Region::Arena)?;
+            Some((v, lives[i]?, place))
+        })
+        .collect();
+    arena.iter().enumerate().find_map(|(i, (a, la, pa))| {
+        arena[..i]
+            .iter()
+            .find(|(_, lb, pb)| la.first <= lb.last && lb.first <= la.last && pa.overlaps(pb))
+            .map(|(b, ..)| (*a, *b))
+    })
+}

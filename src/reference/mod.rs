@@ -1,0 +1,218 @@
+//! The oracle: every operation as naive f64 loops, written to be obviously right.
+//!
+//! It keeps one vector per value and ignores the memory plan, so that it also judges the planner.
+
+mod conv;
+mod attention;
+mod norm;
+mod pointwise;
+mod sampling;
+mod training;
+
+use crate::backend::{Backend, BackendError, Executable, Store, check_length};
+use crate::graph::{AdamW, DType, Op, ParamId, Plan, Shape, Source, ValueId};
+
+/// An operand: shape and elements.
+#[derive(Clone, Copy)]
+pub(crate) struct Tensor<'a> {
+    shape: Shape,
+    data: &'a [f64],
+}
+
+impl Tensor<'_> {
+    /// Element of an `[N, H, W, C]` value.
+    fn at(&self, n: usize, h: usize, w: usize, c: usize) -> f64 {
+        let d = self.shape.dims();
+        self.data[((n * d[1] + h) * d[2] + w) * d[3] + c]
+    }
+
+    fn dims4(&self) -> [usize; 4] {
+        let d = self.shape.dims();
+        [d[0], d[1], d[2], d[3]]
+    }
+}
+
+/// The backend of `--device ref`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Reference;
+
+impl Backend for Reference {
+    fn name(&self) -> &'static str {
+        "ref"
+    }
+
+    fn compile(&self, plan: Plan) -> Result<Box<dyn Executable>, BackendError> {
+        let graph = plan.graph();
+        let persistent = |v: &crate::graph::Value| matches!(v.source, Source::Input | Source::State);
+        let values = graph
+            .values()
+            .iter()
+            .map(|v| vec![0.0; if persistent(v) { v.shape.numel() } else { 0 }])
+            .collect();
+        let params: Vec<Vec<f64>> = graph.params().iter().map(|p| vec![0.0; p.numel()]).collect();
+        let trains = graph.nodes().iter().any(|n| matches!(n.op, Op::AdamW(_)));
+        let optimiser = if trains { params.clone() } else { Vec::new() };
+        Ok(Box::new(RefExecutable {
+            values,
+            stores: [params, optimiser.clone(), optimiser.clone(), optimiser],
+            plan,
+        }))
+    }
+}
+
+struct RefExecutable {
+    plan: Plan,
+    values: Vec<Vec<f64>>,
+    stores: [Vec<Vec<f64>>; 4],
+}
+
+impl RefExecutable {
+    fn store(&self, store: Store, param: ParamId) -> Result<&Vec<f64>, BackendError> {
+        let name = &self.plan.graph().params()[param.index()].name;
+        self.stores[store as usize]
+            .get(param.index())
+            .ok_or_else(|| BackendError::Length {
+                what: format!("{store:?} of {name}"),
+                expected: 0,
+                actual: self.plan.graph().params()[param.index()].numel(),
+            })
+    }
+
+    fn name(&self, value: ValueId) -> &str {
+        &self.plan.graph().value(value).name
+    }
+
+    fn data(&self, value: ValueId) -> &[f64] {
+        match self.plan.graph().value(value).source {
+            Source::Param(p) => &self.stores[Store::Params as usize][p.index()],
+            _ => &self.values[value.index()],
+        }
+    }
+
+    /// AdamW (Loshchilov & Hutter 2019) after clipping by the global norm, then the moving average.
+    fn adamw(&mut self, o: &AdamW, inputs: &[ValueId]) {
+        let norm = self.values[inputs[0].index()][0];
+        let hyper = self.values[inputs[1].index()].clone();
+        let (lr, correction1, correction2, ema_decay) = (hyper[0], hyper[1], hyper[2], hyper[3]);
+        let clip = (o.max_grad_norm / (norm + 1e-6)).min(1.0);
+        let grads = self.plan.graph().params().iter().enumerate();
+        for (i, grad) in grads.filter_map(|(i, _)| Some((i, self.plan.graph().grad(ParamId(i as u32))?))) {
+            let [params, moment1, moment2, ema] = &mut self.stores;
+            for (k, g) in self.values[grad.index()].iter().enumerate() {
+                let g = g * clip;
+                let (p, m, v) = (&mut params[i][k], &mut moment1[i][k], &mut moment2[i][k]);
+                *m = o.beta1 * *m + (1.0 - o.beta1) * g;
+                *v = o.beta2 * *v + (1.0 - o.beta2) * g * g;
+                *p -= lr * o.weight_decay * *p;
+                *p -= lr * (*m / correction1) / ((*v / correction2).sqrt() + o.eps);
+                ema[i][k] = ema_decay * ema[i][k] + (1.0 - ema_decay) * *p;
+            }
+        }
+    }
+}
+
+impl Executable for RefExecutable {
+    fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    fn write_f32(&mut self, value: ValueId, data: &[f32]) -> Result<(), BackendError> {
+        check_length(self.name(value), self.values[value.index()].len(), data.len())?;
+        self.values[value.index()] = data.iter().map(|&x| f64::from(x)).collect();
+        Ok(())
+    }
+
+    fn write_u32(&mut self, value: ValueId, data: &[u32]) -> Result<(), BackendError> {
+        debug_assert_eq!(self.plan.graph().value(value).dtype, DType::I32);
+        check_length(self.name(value), self.values[value.index()].len(), data.len())?;
+        self.values[value.index()] = data.iter().map(|&x| f64::from(x)).collect();
+        Ok(())
+    }
+
+    fn read_f32(&self, value: ValueId, data: &mut [f32]) -> Result<(), BackendError> {
+        let source = self.data(value);
+        check_length(self.name(value), source.len(), data.len())?;
+        for (to, from) in data.iter_mut().zip(source) {
+            *to = *from as f32;
+        }
+        Ok(())
+    }
+
+    fn read_f64(&self, value: ValueId) -> Vec<f64> {
+        self.data(value).to_vec()
+    }
+
+    fn write_param(&mut self, store: Store, param: ParamId, data: &[f32]) -> Result<(), BackendError> {
+        let len = self.store(store, param)?.len();
+        check_length(&self.plan.graph().params()[param.index()].name, len, data.len())?;
+        self.stores[store as usize][param.index()] = data.iter().map(|&x| f64::from(x)).collect();
+        Ok(())
+    }
+
+    fn read_param(&self, store: Store, param: ParamId, data: &mut [f32]) -> Result<(), BackendError> {
+        let source = self.store(store, param)?;
+        check_length(&self.plan.graph().params()[param.index()].name, source.len(), data.len())?;
+        for (to, from) in data.iter_mut().zip(source) {
+            *to = *from as f32;
+        }
+        Ok(())
+    }
+
+    fn run(&mut self) -> Result<(), BackendError> {
+        for i in 0..self.plan.graph().nodes().len() {
+            let node = self.plan.graph().nodes()[i].clone();
+            if let Op::AdamW(o) = &node.op {
+                self.adamw(o, &node.inputs);
+                continue;
+            }
+            let graph = self.plan.graph();
+            let inputs: Vec<Tensor> = node
+                .inputs
+                .iter()
+                .map(|&v| Tensor { shape: graph.shape(v), data: self.data(v) })
+                .collect();
+            let shapes: Vec<Shape> = node.outputs.iter().map(|&v| graph.shape(v)).collect();
+            let results = eval(&node.op, &inputs, &shapes);
+            for (v, data) in node.outputs.iter().zip(results) {
+                debug_assert_eq!(data.len(), graph.shape(*v).numel(), "{}", node.op.name());
+                self.values[v.index()] = data;
+            }
+            for &(value, state) in self.plan.graph().bindings() {
+                if node.outputs.contains(&value) {
+                    self.values[state.index()] = self.values[value.index()].clone();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn memory_bytes(&self) -> usize {
+        let len = |v: &Vec<f64>| v.len() * size_of::<f64>();
+        self.values.iter().map(len).sum::<usize>() + self.stores.iter().flatten().map(len).sum::<usize>()
+    }
+}
+
+/// Results of one operation.
+fn eval(op: &Op, x: &[Tensor], out: &[Shape]) -> Vec<Vec<f64>> {
+    match op {
+        Op::Conv2d(g, e) => vec![conv::fprop(g, e, x, out[0])],
+        Op::ConvDgrad { geometry, .. } => vec![conv::dgrad(geometry, x, out[0])],
+        Op::ConvWgrad { geometry, bias } => conv::wgrad(geometry, *bias, x, out[0]),
+        Op::Linear(e) => vec![conv::linear(e, x, out[0])],
+        Op::LinearDgrad { .. } => vec![conv::linear_dgrad(x, out[0])],
+        Op::LinearWgrad { bias } => conv::linear_wgrad(*bias, x),
+        Op::GroupNorm(n) => norm::group_norm(n, x),
+        Op::GroupNormGrad(n) => norm::group_norm_grad(n, x),
+        Op::Attention { heads } => attention::attention(*heads, x[0]),
+        Op::AttentionGrad { heads } => vec![attention::attention_grad(*heads, x[0], x[1])],
+        Op::Noising(n) => training::noising(n, x),
+        Op::DiffusionLoss(o) => training::loss(o, x),
+        Op::GlobalNorm => vec![vec![
+            x.iter().flat_map(|t| t.data).map(|g| g * g).sum::<f64>().sqrt(),
+        ]],
+        Op::StepTimestep { table, batch } => sampling::timestep(table, *batch, x[0]),
+        Op::SamplerStep(s) => sampling::step(s, x),
+        Op::Advance => vec![vec![x[0].data[0] + 1.0]],
+        _ => vec![pointwise::eval(op, x, out[0])],
+    }
+}

@@ -1,0 +1,237 @@
+//! The forward pass of the whole network.
+
+use super::blocks::{Attention, Builder, Resample, Resnet};
+use super::{ClassEmbedding, ConfigError, DownBlock, ResamplerType, TimeEmbeddingType, TimeScaleShift, UNetConfig, UpBlock};
+use crate::graph::op::TimeEmbedding;
+use crate::graph::{ConvGeometry, Graph, Op, ParamSpec, ValueId};
+
+/// The class condition.
+#[derive(Clone, Copy, Debug)]
+pub enum ClassInput {
+    /// Indices `[N]` of type I32.
+    Index(ValueId),
+    /// Numbers `[N]` or vectors `[N, E]`, as [`ClassEmbedding`] says.
+    Value(ValueId),
+}
+
+/// What dropout needs to draw its masks.
+#[derive(Clone, Copy, Debug)]
+pub struct DropoutInputs {
+    /// Global index of each example, `[N]`.
+    pub example_index: ValueId,
+    /// The seed, `[2]`.
+    pub key: ValueId,
+}
+
+/// Operands of the network.
+#[derive(Clone, Copy, Debug)]
+pub struct UNetInputs {
+    /// x_t `[N, H, W, C]`.
+    pub x: ValueId,
+    /// Timesteps `[N]`, floating point.
+    pub t: ValueId,
+    /// Class condition, where the configuration has one.
+    pub class: Option<ClassInput>,
+    /// Present in training: dropout is active.
+    pub dropout: Option<DropoutInputs>,
+}
+
+/// Results of the network.
+#[derive(Clone, Debug)]
+pub struct UNetOutputs {
+    /// The model output `[N, H, W, out_channels]`.
+    pub out: ValueId,
+    /// Results of the submodules that diffusers names, for comparisons layer by layer.
+    pub taps: Vec<(String, ValueId)>,
+}
+
+/// Appends the network to a graph.
+///
+/// # Errors
+/// [`ConfigError`] if the configuration and the inputs do not fit together.
+pub fn build(graph: &mut Graph, config: &UNetConfig, inputs: UNetInputs) -> Result<UNetOutputs, ConfigError> {
+    config.validate()?;
+    let (h, w) = graph.shape(inputs.x).height_width();
+    config.check_size(h, w)?;
+    let network = Network {
+        taps: Vec::new(),
+        b: Builder::new(graph, config, inputs.dropout)?,
+        config,
+    };
+    network.forward(inputs)
+}
+
+struct Network<'a> {
+    b: Builder<'a>,
+    config: &'a UNetConfig,
+    taps: Vec<(String, ValueId)>,
+}
+
+impl Network<'_> {
+    fn tap(&mut self, name: impl Into<String>, value: ValueId) {
+        self.taps.push((name.into(), value));
+    }
+
+    fn forward(mut self, inputs: UNetInputs) -> Result<UNetOutputs, ConfigError> {
+        let cfg = self.config;
+        let first = cfg.block_out_channels[0];
+        let embedding = self.embedding(&inputs)?;
+        self.b.set_embedding(embedding)?;
+
+        let mut x = inputs.x;
+        if cfg.center_input_sample {
+            x = self.b.graph.apply(Op::Affine { mul: 2.0, add: -1.0 }, &[x])?;
+        }
+        let mut h = self.b.conv("conv_in", x, first, ConvGeometry::SAME_3X3)?;
+        self.tap("conv_in", h);
+        let mut skips = vec![h];
+        for level in 0..cfg.block_out_channels.len() {
+            h = self.down(level, h, &mut skips)?;
+        }
+        if cfg.mid_block_type.is_some() {
+            h = self.middle(h)?;
+        }
+        for level in 0..cfg.block_out_channels.len() {
+            h = self.up(level, h, &mut skips)?;
+        }
+        h = self.b.norm("conv_norm_out", h, None, cfg.groups()?)?;
+        self.tap("conv_norm_out", h);
+        h = self.b.graph.silu(h)?;
+        let mut out = self.b.conv("conv_out", h, cfg.out_channels, ConvGeometry::SAME_3X3)?;
+        if cfg.time_embedding_type == TimeEmbeddingType::Fourier {
+            out = self.b.graph.apply(Op::DivideByTime, &[out, inputs.t])?;
+        }
+        Ok(UNetOutputs { out, taps: self.taps })
+    }
+
+    /// The time embedding plus the class embedding, `[N, E]`.
+    fn embedding(&mut self, inputs: &UNetInputs) -> Result<ValueId, ConfigError> {
+        let cfg = self.config;
+        let (c0, e) = (cfg.block_out_channels[0], cfg.embedding_width());
+        let sinusoids = Op::TimeEmbedding(TimeEmbedding {
+            dim: c0,
+            flip_sin_to_cos: cfg.flip_sin_to_cos,
+            freq_shift: cfg.freq_shift,
+        });
+        let projected = match cfg.time_embedding_type {
+            TimeEmbeddingType::Positional => self.b.graph.apply(sinusoids.clone(), &[inputs.t])?,
+            TimeEmbeddingType::Fourier => {
+                let w = self.b.graph.param(ParamSpec::plain("time_proj.weight", &[c0]));
+                self.b.graph.apply(Op::FourierEmbedding, &[inputs.t, w])?
+            }
+        };
+        let time = self.b.mlp("time_embedding", projected, e)?;
+        self.tap("time_embedding", time);
+        let class = match (cfg.class_embed_type, cfg.num_class_embeds, inputs.class) {
+            (None, None, None) => return Ok(time),
+            (None, Some(rows), Some(ClassInput::Index(index))) => {
+                let table = self.b.graph.param(ParamSpec::plain("class_embedding.weight", &[rows, e]));
+                self.b.graph.apply(Op::Embedding, &[table, index])?
+            }
+            (Some(ClassEmbedding::Timestep), _, Some(ClassInput::Value(v))) => {
+                let projected = self.b.graph.apply(sinusoids, &[v])?;
+                self.b.mlp("class_embedding", projected, e)?
+            }
+            (Some(ClassEmbedding::Identity), _, Some(ClassInput::Value(v))) => v,
+            _ => {
+                return Err(ConfigError::Invalid {
+                    key: "num_class_embeds",
+                    detail: "class labels do not fit the model: they are missing, or it takes none".into(),
+                });
+            }
+        };
+        Ok(self.b.graph.add(time, class)?)
+    }
+
+    fn resnet(&mut self, name: &str, x: ValueId, out: usize, scale: f64) -> Result<ValueId, ConfigError> {
+        self.b.resnet(name, x, Resnet { out, scale, resample: None })
+    }
+
+    fn attention(&mut self, name: &str, x: ValueId) -> Result<ValueId, ConfigError> {
+        let groups = Some(self.config.groups()?);
+        self.b.attention(name, x, Attention { groups, scale: 1.0 })
+    }
+
+    fn down(&mut self, level: usize, mut h: ValueId, skips: &mut Vec<ValueId>) -> Result<ValueId, ConfigError> {
+        let cfg = self.config;
+        let (kind, out) = (cfg.down_block_types[level], cfg.block_out_channels[level]);
+        let block = format!("down_blocks.{level}");
+        for j in 0..cfg.layers_per_block {
+            h = self.resnet(&format!("{block}.resnets.{j}"), h, out, 1.0)?;
+            if kind == DownBlock::Attention {
+                h = self.attention(&format!("{block}.attentions.{j}"), h)?;
+            }
+            skips.push(h);
+        }
+        if level + 1 < cfg.block_out_channels.len() {
+            let by_resnet = kind == DownBlock::Resnet
+                || kind == DownBlock::Attention && cfg.downsample_type == ResamplerType::Resnet;
+            let name = format!("{block}.downsamplers.0");
+            h = if by_resnet {
+                let resample = Some(Resample::Down);
+                self.b.resnet(&name, h, Resnet { out, scale: 1.0, resample })?
+            } else {
+                let pad = cfg.downsample_padding;
+                let geometry = ConvGeometry {
+                    kernel: (3, 3),
+                    stride: 2,
+                    padding: (pad, pad, 1, 1),
+                };
+                self.b.conv(&format!("{name}.conv"), h, out, geometry)?
+            };
+            skips.push(h);
+        }
+        self.tap(block, h);
+        Ok(h)
+    }
+
+    fn middle(&mut self, h: ValueId) -> Result<ValueId, ConfigError> {
+        let cfg = self.config;
+        let scale = 1.0 / cfg.mid_block_scale_factor;
+        let out = self.b.graph.shape(h).channels();
+        let mut h = self.resnet("mid_block.resnets.0", h, out, scale)?;
+        if cfg.add_attention {
+            // Under scale_shift diffusers leaves the norm out unless it is given its own groups.
+            let default = match cfg.resnet_time_scale_shift {
+                TimeScaleShift::Default => Some(cfg.groups()?),
+                TimeScaleShift::ScaleShift => None,
+            };
+            let groups = cfg.attn_norm_num_groups.or(default);
+            h = self.b.attention("mid_block.attentions.0", h, Attention { groups, scale })?;
+        }
+        h = self.resnet("mid_block.resnets.1", h, out, scale)?;
+        self.tap("mid_block", h);
+        Ok(h)
+    }
+
+    fn up(&mut self, level: usize, mut h: ValueId, skips: &mut Vec<ValueId>) -> Result<ValueId, ConfigError> {
+        let cfg = self.config;
+        let levels = cfg.block_out_channels.len();
+        let (kind, out) = (cfg.up_block_types[level], cfg.block_out_channels[levels - 1 - level]);
+        let block = format!("up_blocks.{level}");
+        for j in 0..=cfg.layers_per_block {
+            // Each level pops exactly what its mirror image pushed, so the stack cannot run dry.
+            if let Some(skip) = skips.pop() {
+                h = self.b.graph.apply(Op::Concat, &[h, skip])?;
+            }
+            h = self.resnet(&format!("{block}.resnets.{j}"), h, out, 1.0)?;
+            if kind == UpBlock::Attention {
+                h = self.attention(&format!("{block}.attentions.{j}"), h)?;
+            }
+        }
+        if level + 1 < levels {
+            let by_resnet = kind == UpBlock::Resnet
+                || kind == UpBlock::Attention && cfg.upsample_type == ResamplerType::Resnet;
+            let name = format!("{block}.upsamplers.0");
+            h = if by_resnet {
+                let resample = Some(Resample::Up);
+                self.b.resnet(&name, h, Resnet { out, scale: 1.0, resample })?
+            } else {
+                h = self.b.graph.apply(Op::Upsample2x, &[h])?;
+                self.b.conv(&format!("{name}.conv"), h, out, ConvGeometry::SAME_3X3)?
+            };
+        }
+        self.tap(block, h);
+        Ok(h)
+    }
+}

@@ -1,0 +1,402 @@
+//! `config.json` of a UNet2DModel.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::ConfigError;
+
+/// Side length of the images, or height and width.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum SampleSize {
+    /// Square images.
+    Side(usize),
+    /// `[height, width]`.
+    HeightWidth([usize; 2]),
+}
+
+/// A block of the encoder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DownBlock {
+    /// Residual blocks and a strided convolution.
+    #[serde(rename = "DownBlock2D")]
+    Plain,
+    /// The same with attention after each residual block.
+    #[serde(rename = "AttnDownBlock2D")]
+    Attention,
+    /// Residual blocks and a residual block that pools.
+    #[serde(rename = "ResnetDownsampleBlock2D")]
+    Resnet,
+}
+
+/// A block of the decoder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum UpBlock {
+    /// Residual blocks, then nearest-neighbour upsampling and a convolution.
+    #[serde(rename = "UpBlock2D")]
+    Plain,
+    /// The same with attention after each residual block.
+    #[serde(rename = "AttnUpBlock2D")]
+    Attention,
+    /// Residual blocks and a residual block that upsamples.
+    #[serde(rename = "ResnetUpsampleBlock2D")]
+    Resnet,
+}
+
+/// How the timestep enters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TimeEmbeddingType {
+    /// Sinusoids of t.
+    #[default]
+    Positional,
+    /// Sinusoids of ln t at fixed random frequencies; t is a noise level, and the output is divided by it.
+    Fourier,
+}
+
+/// How the time embedding acts inside a residual block.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TimeScaleShift {
+    /// Added between the two convolutions.
+    #[default]
+    Default,
+    /// Scales and shifts the second norm.
+    ScaleShift,
+}
+
+/// How an attention block of the encoder or decoder resamples.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ResamplerType {
+    /// By a convolution.
+    #[default]
+    Conv,
+    /// By a residual block.
+    Resnet,
+}
+
+/// What `class_labels` are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ClassEmbedding {
+    /// Numbers, embedded as timesteps are.
+    Timestep,
+    /// Vectors as wide as the time embedding.
+    Identity,
+}
+
+/// Configuration of a UNet2DModel; the keys and defaults of diffusers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct UNetConfig {
+    /// Image size; height and width must be multiples of `2^(levels - 1)`.
+    pub sample_size: Option<SampleSize>,
+    /// Channels of x_t.
+    pub in_channels: usize,
+    /// Channels of the output: twice the image's when the variance is learned.
+    pub out_channels: usize,
+    /// Maps x to 2x - 1 first.
+    pub center_input_sample: bool,
+    /// How the timestep enters.
+    pub time_embedding_type: TimeEmbeddingType,
+    /// Width of the time embedding; four times the first block's by default.
+    pub time_embedding_dim: Option<usize>,
+    /// Offset in the sinusoids' frequencies.
+    pub freq_shift: f64,
+    /// Cosines first.
+    pub flip_sin_to_cos: bool,
+    /// Encoder blocks, finest first.
+    pub down_block_types: Vec<DownBlock>,
+    /// Whether there is a middle block.
+    pub mid_block_type: Option<String>,
+    /// Decoder blocks, coarsest first.
+    pub up_block_types: Vec<UpBlock>,
+    /// Channels per level.
+    pub block_out_channels: Vec<usize>,
+    /// Residual blocks per encoder level; the decoder has one more.
+    pub layers_per_block: usize,
+    /// Divides the sums of the middle block.
+    pub mid_block_scale_factor: f64,
+    /// 1, or 0 for one pixel of padding at the right and bottom only.
+    pub downsample_padding: usize,
+    /// Resampling of encoder blocks with attention.
+    pub downsample_type: ResamplerType,
+    /// Resampling of decoder blocks with attention.
+    pub upsample_type: ResamplerType,
+    /// Dropout in residual blocks, while training.
+    pub dropout: f64,
+    /// Activation of the residual blocks.
+    pub act_fn: String,
+    /// Channels of an attention head; all of them when absent.
+    pub attention_head_dim: Option<usize>,
+    /// Groups of the group norms.
+    pub norm_num_groups: Option<usize>,
+    /// Groups of the norm before the middle attention.
+    pub attn_norm_num_groups: Option<usize>,
+    /// Added to the variance of every group norm.
+    pub norm_eps: f64,
+    /// How the time embedding acts.
+    pub resnet_time_scale_shift: TimeScaleShift,
+    /// Whether the middle block has attention.
+    pub add_attention: bool,
+    /// What class labels are, unless they are indices.
+    pub class_embed_type: Option<ClassEmbedding>,
+    /// Rows of the class embedding.
+    pub num_class_embeds: Option<usize>,
+    /// The class that stands for "no class" in classifier-free guidance. A key of ours: diffusers has no such rule.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub null_class: Option<usize>,
+}
+
+impl Default for UNetConfig {
+    fn default() -> Self {
+        Self {
+            sample_size: None,
+            in_channels: 3,
+            out_channels: 3,
+            center_input_sample: false,
+            time_embedding_type: TimeEmbeddingType::Positional,
+            time_embedding_dim: None,
+            freq_shift: 0.0,
+            flip_sin_to_cos: true,
+            down_block_types: vec![DownBlock::Plain, DownBlock::Attention, DownBlock::Attention, DownBlock::Attention],
+            mid_block_type: Some("UNetMidBlock2D".into()),
+            up_block_types: vec![UpBlock::Attention, UpBlock::Attention, UpBlock::Attention, UpBlock::Plain],
+            block_out_channels: vec![224, 448, 672, 896],
+            layers_per_block: 2,
+            mid_block_scale_factor: 1.0,
+            downsample_padding: 1,
+            downsample_type: ResamplerType::Conv,
+            upsample_type: ResamplerType::Conv,
+            dropout: 0.0,
+            act_fn: "silu".into(),
+            attention_head_dim: Some(8),
+            norm_num_groups: Some(32),
+            attn_norm_num_groups: None,
+            norm_eps: 1e-5,
+            resnet_time_scale_shift: TimeScaleShift::Default,
+            add_attention: true,
+            class_embed_type: None,
+            num_class_embeds: None,
+            null_class: None,
+        }
+    }
+}
+
+const BLOCKS: &str = "DownBlock2D, AttnDownBlock2D, ResnetDownsampleBlock2D / \
+                      UpBlock2D, AttnUpBlock2D, ResnetUpsampleBlock2D";
+
+impl UNetConfig {
+    /// Parses and checks the text of a `config.json`.
+    ///
+    /// # Errors
+    /// [`ConfigError`], naming the key and what would be accepted.
+    pub fn from_json(text: &str) -> Result<Self, ConfigError> {
+        let mut map: Map<String, Value> = serde_json::from_str(text)?;
+        check_class(&map)?;
+        strip_old_prefixes(&mut map);
+        check_enums(&map)?;
+        // An absent key takes its default, and so does a null one whose default is not null.
+        let default = serde_json::to_value(Self::default())?;
+        map.retain(|key, value| !value.is_null() || default.get(key).is_none_or(|d| d.is_null() || nullable(key)));
+        let config: Self = serde_json::from_value(Value::Object(map))?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// The text of a `config.json` that diffusers loads.
+    pub fn to_json(&self) -> String {
+        let mut value = serde_json::to_value(self).unwrap_or_default();
+        if let Some(map) = value.as_object_mut() {
+            map.insert("_class_name".into(), "UNet2DModel".into());
+            map.insert("_diffusers_version".into(), "0.42.0".into());
+        }
+        format!("{value:#}\n")
+    }
+
+    /// Checks everything that does not need the graph.
+    ///
+    /// # Errors
+    /// [`ConfigError`], naming the key.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let invalid = |key, detail: String| Err(ConfigError::Invalid { key, detail });
+        let levels = self.block_out_channels.len();
+        if levels == 0 {
+            return invalid("block_out_channels", "is empty; give one width per level".into());
+        }
+        for (key, len) in [
+            ("down_block_types", self.down_block_types.len()),
+            ("up_block_types", self.up_block_types.len()),
+        ] {
+            if len != levels {
+                return invalid(key, format!("has {len} blocks, block_out_channels has {levels} levels"));
+            }
+        }
+        for (key, value) in [
+            ("in_channels", self.in_channels),
+            ("out_channels", self.out_channels),
+            ("layers_per_block", self.layers_per_block),
+        ] {
+            if value == 0 || value > 4096 {
+                return invalid(key, format!("{value} is not in 1..=4096"));
+            }
+        }
+        let groups = self.groups()?;
+        for &c in &self.block_out_channels {
+            if c == 0 || c > 65_536 || c % groups != 0 {
+                return invalid(
+                    "block_out_channels",
+                    format!("{c} channels do not divide into norm_num_groups = {groups} groups"),
+                );
+            }
+            if let Some(d) = self.attention_head_dim
+                && self.has_attention()
+                && (d == 0 || c % d != 0)
+            {
+                return invalid("attention_head_dim", format!("{c} channels do not divide into heads of {d}"));
+            }
+        }
+        if !(0.0..1.0).contains(&self.dropout) {
+            return invalid("dropout", format!("{} is not in [0, 1)", self.dropout));
+        }
+        if self.mid_block_scale_factor == 0.0 || !self.mid_block_scale_factor.is_finite() {
+            return invalid("mid_block_scale_factor", "must be a finite number other than 0".into());
+        }
+        if !(self.norm_eps > 0.0 && self.norm_eps.is_finite()) {
+            return invalid("norm_eps", format!("{} is not a positive number", self.norm_eps));
+        }
+        if self.downsample_padding > 1 {
+            return invalid("downsample_padding", format!("{} is neither 0 nor 1", self.downsample_padding));
+        }
+        if let (Some(null), Some(classes)) = (self.null_class, self.num_class_embeds)
+            && null >= classes
+        {
+            return invalid("null_class", format!("{null} is not below num_class_embeds = {classes}"));
+        }
+        if let Some((h, w)) = self.height_width() {
+            self.check_size(h, w)?;
+        }
+        Ok(())
+    }
+
+    /// Checks that images of this size survive the down-sampling.
+    ///
+    /// # Errors
+    /// [`ConfigError::Invalid`] with the next size that would do.
+    pub fn check_size(&self, h: usize, w: usize) -> Result<(), ConfigError> {
+        let factor = 1usize
+            .checked_shl(self.block_out_channels.len() as u32 - 1)
+            .unwrap_or(usize::MAX);
+        if h == 0 || w == 0 || h % factor != 0 || w % factor != 0 {
+            return Err(ConfigError::Invalid {
+                key: "sample_size",
+                detail: format!(
+                    "{h}x{w} images cannot be halved {} times; height and width must be multiples of {factor}",
+                    self.block_out_channels.len() - 1
+                ),
+            });
+        }
+        Ok(())
+    }
+
+    /// Height and width, if the configuration says them.
+    pub fn height_width(&self) -> Option<(usize, usize)> {
+        self.sample_size.map(|s| match s {
+            SampleSize::Side(n) => (n, n),
+            SampleSize::HeightWidth([h, w]) => (h, w),
+        })
+    }
+
+    /// Groups of the group norms.
+    ///
+    /// # Errors
+    /// [`ConfigError::Unsupported`] where the key is null or 0.
+    pub fn groups(&self) -> Result<usize, ConfigError> {
+        self.norm_num_groups.filter(|&g| g > 0).ok_or_else(|| ConfigError::Unsupported {
+            key: "norm_num_groups".into(),
+            value: format!("{:?}", self.norm_num_groups),
+            supported: "a positive number",
+        })
+    }
+
+    /// Width E of the time embedding.
+    pub fn embedding_width(&self) -> usize {
+        self.time_embedding_dim.unwrap_or(4 * self.block_out_channels[0])
+    }
+
+    /// Classes a user can ask for: the rows of the class embedding without the null class.
+    pub fn classes(&self) -> Option<usize> {
+        let rows = self.num_class_embeds.filter(|_| self.class_embed_type.is_none())?;
+        Some(rows - usize::from(self.null_class.is_some()))
+    }
+
+    fn has_attention(&self) -> bool {
+        self.down_block_types.contains(&DownBlock::Attention)
+            || self.up_block_types.contains(&UpBlock::Attention)
+            || (self.add_attention && self.mid_block_type.is_some())
+    }
+}
+
+fn unsupported(key: &str, value: &Value, supported: &'static str) -> ConfigError {
+    ConfigError::Unsupported {
+        key: key.into(),
+        value: value.to_string(),
+        supported,
+    }
+}
+
+fn check_class(map: &Map<String, Value>) -> Result<(), ConfigError> {
+    match map.get("_class_name") {
+        None => Ok(()),
+        Some(Value::String(s)) if s == "UNet2DModel" || s == "UNetUnconditionalModel" => Ok(()),
+        Some(other) => Err(unsupported("_class_name", other, "UNet2DModel")),
+    }
+}
+
+/// Names of blocks carried the prefix `UNetRes` in the first released files.
+fn strip_old_prefixes(map: &mut Map<String, Value>) {
+    for key in ["down_block_types", "up_block_types"] {
+        let names = map.get_mut(key).and_then(Value::as_array_mut);
+        for name in names.into_iter().flatten() {
+            if let Some(stripped) = name.as_str().and_then(|s| s.strip_prefix("UNetRes")) {
+                *name = stripped.into();
+            }
+        }
+    }
+}
+
+/// Refuses values that serde would refuse too, but with a message that lists what is accepted.
+fn check_enums(map: &Map<String, Value>) -> Result<(), ConfigError> {
+    for key in ["down_block_types", "up_block_types"] {
+        for name in map.get(key).and_then(Value::as_array).into_iter().flatten() {
+            let known = serde_json::from_value::<DownBlock>(name.clone()).is_ok() && key.starts_with("down")
+                || serde_json::from_value::<UpBlock>(name.clone()).is_ok() && key.starts_with("up");
+            if !known {
+                return Err(unsupported(key, name, BLOCKS));
+            }
+        }
+    }
+    let choices: [(&str, &[&str], &'static str); 7] = [
+        ("time_embedding_type", &["positional", "fourier"], "positional, fourier"),
+        ("resnet_time_scale_shift", &["default", "scale_shift"], "default, scale_shift"),
+        ("downsample_type", &["conv", "resnet"], "conv, resnet"),
+        ("upsample_type", &["conv", "resnet"], "conv, resnet"),
+        ("class_embed_type", &["timestep", "identity"], "timestep, identity, null"),
+        ("mid_block_type", &["UNetMidBlock2D"], "UNetMidBlock2D, null"),
+        ("act_fn", &["silu", "swish"], "silu"),
+    ];
+    for (key, accepted, supported) in choices {
+        if let Some(value) = map.get(key).filter(|v| !v.is_null())
+            && !value.as_str().is_some_and(|s| accepted.contains(&s))
+        {
+            return Err(unsupported(key, value, supported));
+        }
+    }
+    Ok(())
+}
+
+/// Keys for which null means something other than the default.
+fn nullable(key: &str) -> bool {
+    matches!(key, "attention_head_dim" | "mid_block_type" | "norm_num_groups")
+}

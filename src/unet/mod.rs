@@ -1,0 +1,45 @@
+//! The U-Net of DDPM and its relatives: from a configuration to a graph whose parameters carry diffusers' names.
+
+mod blocks;
+mod builder;
+mod config;
+mod init;
+
+use thiserror::Error;
+
+pub use builder::{ClassInput, DropoutInputs, UNetInputs, UNetOutputs, build};
+pub use config::{
+    ClassEmbedding, DownBlock, ResamplerType, SampleSize, TimeEmbeddingType, TimeScaleShift, UNetConfig, UpBlock,
+};
+pub use init::initial_weights;
+
+use crate::graph::GraphError;
+
+/// What can be wrong with a model's configuration.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The text is not JSON, or a value has the wrong type.
+    #[error("the model configuration cannot be read: {0}")]
+    Json(#[from] serde_json::Error),
+    /// A key has a value that is not understood.
+    #[error("{key} = {value} is not supported; supported: {supported}")]
+    Unsupported {
+        /// The key in `config.json`.
+        key: String,
+        /// Its value.
+        value: String,
+        /// What would be accepted.
+        supported: &'static str,
+    },
+    /// Values that contradict each other or make no network.
+    #[error("{key}: {detail}")]
+    Invalid {
+        /// The key in `config.json`.
+        key: &'static str,
+        /// What is wrong, and what would be right.
+        detail: String,
+    },
+    /// The network that the configuration describes does not fit together.
+    #[error(transparent)]
+    Graph(#[from] GraphError),
+}
