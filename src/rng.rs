@@ -85,6 +85,11 @@ impl Sequence {
         unit(self.word(element))
     }
 
+    /// The numbers of elements `4 * block ..`, as [`Sequence::uniform`].
+    pub fn uniforms(&self, block: u32) -> [f32; 4] {
+        self.words(block).map(unit)
+    }
+
     /// An integer in `0..n`.
     pub fn below(&self, element: usize, n: u32) -> u32 {
         ((u64::from(self.word(element)) * u64::from(n)) >> 32) as u32

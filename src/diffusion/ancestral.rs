@@ -22,12 +22,8 @@ impl StepTable {
     pub fn ddpm(config: &SchedulerConfig, num_inference_steps: usize) -> Result<Self> {
         let config = config.with_sampler(SamplerKind::Ddpm);
         let schedule = Schedule::new(&config.betas)?;
-        let timesteps = ddpm_timesteps(
-            config.spacing(),
-            schedule.num_timesteps(),
-            num_inference_steps,
-            config.steps_offset,
-        )?;
+        let timesteps =
+            ddpm_timesteps(config.spacing(), schedule.num_timesteps(), num_inference_steps, config.steps_offset)?;
         let next = timesteps[1..].iter().map(|&s| schedule.alpha_bars[s]);
         let rows = timesteps
             .iter()
@@ -107,11 +103,7 @@ mod tests {
     use crate::diffusion::{BetaConfig, TimestepSpacing};
 
     fn config(variance_type: VarianceType) -> SchedulerConfig {
-        SchedulerConfig {
-            betas: BetaConfig::linear(100),
-            variance_type,
-            ..SchedulerConfig::new(SamplerKind::Ddpm)
-        }
+        SchedulerConfig { betas: BetaConfig::linear(100), variance_type, ..SchedulerConfig::new(SamplerKind::Ddpm) }
     }
 
     #[test]

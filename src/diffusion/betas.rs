@@ -57,40 +57,24 @@ impl Default for BetaConfig {
 impl BetaConfig {
     /// The linear schedule of Ho et al. with its published end points 1e-4 and 0.02, whatever T is.
     pub fn linear(num_train_timesteps: usize) -> Self {
-        Self {
-            num_train_timesteps,
-            ..Self::default()
-        }
+        Self { num_train_timesteps, ..Self::default() }
     }
 
     /// The linear schedule of the guided-diffusion code base: end points scaled by 1000/T, so that alpha_bar of the
     /// last timestep hardly depends on T. Below T = 21 the last beta reaches 1 and [`betas`](Self::betas) refuses it.
     pub fn adm_linear(num_train_timesteps: usize) -> Self {
         let scale = 1000.0 / num_train_timesteps as f64;
-        Self {
-            num_train_timesteps,
-            beta_start: scale * 1e-4,
-            beta_end: scale * 0.02,
-            ..Self::default()
-        }
+        Self { num_train_timesteps, beta_start: scale * 1e-4, beta_end: scale * 0.02, ..Self::default() }
     }
 
     /// The cosine schedule of Nichol & Dhariwal.
     pub fn cosine(num_train_timesteps: usize) -> Self {
-        Self {
-            num_train_timesteps,
-            schedule: BetaSchedule::SquaredcosCapV2,
-            ..Self::default()
-        }
+        Self { num_train_timesteps, schedule: BetaSchedule::SquaredcosCapV2, ..Self::default() }
     }
 
     /// Explicit betas; T is their number.
     pub fn trained(betas: Vec<f64>) -> Self {
-        Self {
-            num_train_timesteps: betas.len(),
-            trained_betas: Some(betas),
-            ..Self::default()
-        }
+        Self { num_train_timesteps: betas.len(), trained_betas: Some(betas), ..Self::default() }
     }
 
     /// The betas, one per timestep.
@@ -107,10 +91,7 @@ impl BetaConfig {
         }
         let betas = match &self.trained_betas {
             Some(given) if given.len() != num_timesteps => {
-                return Err(DiffusionError::TrainedBetasLength {
-                    expected: num_timesteps,
-                    found: given.len(),
-                });
+                return Err(DiffusionError::TrainedBetasLength { expected: num_timesteps, found: given.len() });
             }
             Some(given) => given.clone(),
             None => self.curve(),
@@ -121,21 +102,16 @@ impl BetaConfig {
                 return Err(DiffusionError::BetaOutOfRange { index, value });
             }
         }
-        if self.rescale_zero_terminal_snr {
-            rescale_zero_terminal_snr(&betas)
-        } else {
-            Ok(betas)
-        }
+        if self.rescale_zero_terminal_snr { rescale_zero_terminal_snr(&betas) } else { Ok(betas) }
     }
 
     fn curve(&self) -> Vec<f64> {
         let (start, end, num_timesteps) = (self.beta_start, self.beta_end, self.num_train_timesteps);
         match self.schedule {
             BetaSchedule::Linear => linspace(start, end, num_timesteps),
-            BetaSchedule::ScaledLinear => linspace(start.sqrt(), end.sqrt(), num_timesteps)
-                .into_iter()
-                .map(|root| root * root)
-                .collect(),
+            BetaSchedule::ScaledLinear => {
+                linspace(start.sqrt(), end.sqrt(), num_timesteps).into_iter().map(|root| root * root).collect()
+            }
             BetaSchedule::SquaredcosCapV2 => betas_from_alpha_bar(num_timesteps, |u| {
                 ((u + 0.008) / 1.008 * std::f64::consts::FRAC_PI_2).cos().powi(2)
             }),
@@ -167,9 +143,7 @@ pub(super) fn linspace(start: f64, end: f64, count: usize) -> Vec<f64> {
 
 fn betas_from_alpha_bar(num_timesteps: usize, alpha_bar: impl Fn(f64) -> f64) -> Vec<f64> {
     let at = |i: usize| alpha_bar(i as f64 / num_timesteps as f64);
-    (0..num_timesteps)
-        .map(|i| (1.0 - at(i + 1) / at(i)).min(0.999))
-        .collect()
+    (0..num_timesteps).map(|i| (1.0 - at(i + 1) / at(i)).min(0.999)).collect()
 }
 
 /// Shifts and scales sqrt(alpha_bar) so that its last value is 0 and its first is kept.
@@ -239,11 +213,7 @@ mod tests {
 
     #[test]
     fn laplace_alpha_bar_is_the_root_of_a_logistic() {
-        let config = BetaConfig {
-            num_train_timesteps: 10,
-            schedule: BetaSchedule::Laplace,
-            ..BetaConfig::default()
-        };
+        let config = BetaConfig { num_train_timesteps: 10, schedule: BetaSchedule::Laplace, ..BetaConfig::default() };
         let betas = config.betas().unwrap();
         // At u = 0.5 the log-SNR is 0 up to the 1e-6 guard; at u = 0 it is half of ln 1e6.
         let middle: f64 = betas[..5].iter().map(|b| 1.0 - b).product();
@@ -253,10 +223,7 @@ mod tests {
 
     #[test]
     fn bad_betas_are_refused_with_their_index() {
-        let mut config = BetaConfig {
-            beta_end: 1.7,
-            ..BetaConfig::linear(10)
-        };
+        let mut config = BetaConfig { beta_end: 1.7, ..BetaConfig::linear(10) };
         let message = config.betas().unwrap_err().to_string();
         assert!(message.contains("beta[6]") && message.contains("1.13"), "{message}");
         config.num_train_timesteps = 0;
@@ -264,15 +231,9 @@ mod tests {
         config.num_train_timesteps = usize::MAX;
         assert!(matches!(config.betas(), Err(DiffusionError::TooManyTrainTimesteps(_))));
         let mut trained = BetaConfig::trained(vec![0.1, f64::NAN]);
-        assert!(matches!(
-            trained.betas(),
-            Err(DiffusionError::BetaOutOfRange { index: 1, .. })
-        ));
+        assert!(matches!(trained.betas(), Err(DiffusionError::BetaOutOfRange { index: 1, .. })));
         trained.num_train_timesteps = 3;
-        assert!(matches!(
-            trained.betas(),
-            Err(DiffusionError::TrainedBetasLength { expected: 3, found: 2 })
-        ));
+        assert!(matches!(trained.betas(), Err(DiffusionError::TrainedBetasLength { expected: 3, found: 2 })));
     }
 
     #[test]

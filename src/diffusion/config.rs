@@ -163,25 +163,18 @@ impl SchedulerConfig {
     /// The same model sampled another way: every option that both samplers have is kept, the others take the value
     /// they had before or their default. A spacing that was not given becomes the new sampler's default.
     pub fn with_sampler(&self, sampler: SamplerKind) -> Self {
-        Self {
-            sampler,
-            ..self.clone()
-        }
+        Self { sampler, ..self.clone() }
     }
 
     /// The spacing in effect.
     pub fn spacing(&self) -> TimestepSpacing {
-        self.timestep_spacing
-            .unwrap_or_else(|| self.sampler.default_spacing())
+        self.timestep_spacing.unwrap_or_else(|| self.sampler.default_spacing())
     }
 
     /// The limit on x_0 in effect: thresholding wins over the clamp, and DPM-Solver++ has no clamp.
     pub fn clip(&self) -> Clip {
         if self.thresholding {
-            Clip::Dynamic {
-                ratio: self.dynamic_thresholding_ratio,
-                max_value: self.sample_max_value,
-            }
+            Clip::Dynamic { ratio: self.dynamic_thresholding_ratio, max_value: self.sample_max_value }
         } else if self.clip_sample && self.sampler != SamplerKind::DpmSolverPp {
             Clip::Range(self.clip_sample_range)
         } else {

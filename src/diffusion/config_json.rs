@@ -51,14 +51,8 @@ const DPM_SOLVER_SWITCHES: [&str; 6] = [
 ];
 /// Retired keys, keys of classes that old files were converted from, and keys read only behind a switch that must be
 /// off.
-const HARMLESS_KEYS: [&str; 6] = [
-    "tensor_format",
-    "timestep_values",
-    "skip_prk_steps",
-    "num_inference_steps",
-    "flow_shift",
-    "time_shift_type",
-];
+const HARMLESS_KEYS: [&str; 6] =
+    ["tensor_format", "timestep_values", "skip_prk_steps", "num_inference_steps", "flow_shift", "time_shift_type"];
 
 impl SchedulerConfig {
     /// Reads the text of a `scheduler_config.json`. The bare words `Infinity`, `-Infinity` and `NaN`, which Python
@@ -77,7 +71,9 @@ impl SchedulerConfig {
     /// As [`from_json`](Self::from_json).
     pub fn from_value(value: &Value) -> Result<Self> {
         let object = value.as_object().ok_or_else(|| {
-            DiffusionError::Malformed("expected a JSON object with `_class_name` and the scheduler's options".to_owned())
+            DiffusionError::Malformed(
+                "expected a JSON object with `_class_name` and the scheduler's options".to_owned(),
+            )
         })?;
         let class = match object.get("_class_name") {
             Some(Value::String(class)) => class.as_str(),
@@ -95,9 +91,7 @@ impl SchedulerConfig {
             "DDIMScheduler" => SamplerKind::Ddim,
             "DPMSolverMultistepScheduler" => SamplerKind::DpmSolverPp,
             other => {
-                return Err(DiffusionError::UnsupportedScheduler {
-                    class: other.to_owned(),
-                });
+                return Err(DiffusionError::UnsupportedScheduler { class: other.to_owned() });
             }
         };
         refuse_unknown_keys(object, legacy)?;
@@ -179,18 +173,11 @@ impl SchedulerConfig {
     }
 }
 
-const VARIANCE_TYPES: &str =
-    "fixed_small, fixed_small_log, fixed_large, fixed_large_log, learned or learned_range";
+const VARIANCE_TYPES: &str = "fixed_small, fixed_small_log, fixed_large, fixed_large_log, learned or learned_range";
 
 fn refuse_unknown_keys(object: &Map<String, Value>, legacy: bool) -> Result<()> {
-    let known: [&[&str]; 6] = [
-        &SHARED_KEYS,
-        &DDPM_KEYS,
-        &DDIM_KEYS,
-        &DPM_SOLVER_KEYS,
-        &DPM_SOLVER_SWITCHES,
-        &HARMLESS_KEYS,
-    ];
+    let known: [&[&str]; 6] =
+        [&SHARED_KEYS, &DDPM_KEYS, &DDIM_KEYS, &DPM_SOLVER_KEYS, &DPM_SOLVER_SWITCHES, &HARMLESS_KEYS];
     let legacy_keys = ["timesteps", "clip_predicted_image"];
     for (key, value) in object {
         let key = key.as_str();
@@ -199,10 +186,7 @@ fn refuse_unknown_keys(object: &Map<String, Value>, legacy: bool) -> Result<()> 
             || (legacy && legacy_keys.contains(&key))
             || known.iter().any(|keys| keys.contains(&key));
         if !accepted {
-            return Err(DiffusionError::UnknownKey {
-                key: key.to_owned(),
-                value: value.to_string(),
-            });
+            return Err(DiffusionError::UnknownKey { key: key.to_owned(), value: value.to_string() });
         }
     }
     Ok(())
@@ -306,11 +290,7 @@ fn read<T: DeserializeOwned>(object: &Map<String, Value>, key: &str, expected: &
 }
 
 fn invalid(key: &str, value: &Value, expected: &str) -> DiffusionError {
-    DiffusionError::InvalidValue {
-        key: key.to_owned(),
-        value: value.to_string(),
-        expected: expected.to_owned(),
-    }
+    DiffusionError::InvalidValue { key: key.to_owned(), value: value.to_string(), expected: expected.to_owned() }
 }
 
 /// Puts quotes around the bare words by which Python writes non-finite numbers, outside strings.
@@ -335,4 +315,128 @@ fn quote_bare_floats(text: &str) -> String {
         rest = &rest[next.len_utf8()..];
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::diffusion::{BetaSchedule, DpmSolverOptions, FinalSigmas, SolverType};
+
+    fn error(text: &str) -> String {
+        SchedulerConfig::from_json(text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_sparse_old_file_takes_the_class_defaults() {
+        let config = SchedulerConfig::from_json(
+            r#"{"_class_name": "DDPMScheduler", "_diffusers_version": "0.1.1", "beta_end": 0.02, "beta_schedule": "linear",
+                "beta_start": 0.0001, "clip_sample": true, "num_train_timesteps": 1000, "trained_betas": null,
+                "variance_type": "fixed_large"}"#,
+        )
+        .unwrap();
+        let expected =
+            SchedulerConfig { variance_type: VarianceType::FixedLarge, ..SchedulerConfig::new(SamplerKind::Ddpm) };
+        assert_eq!(config, expected);
+    }
+
+    #[test]
+    fn the_legacy_class_has_its_own_keys() {
+        let config = SchedulerConfig::from_json(
+            r#"{"_class_name": "GaussianDDPMScheduler", "timesteps": 50, "clip_predicted_image": false,
+                "tensor_format": "np", "predict_epsilon": false}"#,
+        )
+        .unwrap();
+        assert_eq!(config.betas.num_train_timesteps, 50);
+        assert_eq!((config.clip_sample, config.prediction_type), (false, PredictionType::Sample));
+        assert!(error(r#"{"_class_name": "DDPMScheduler", "timesteps": 50}"#).contains("unknown key `timesteps`"));
+    }
+
+    #[test]
+    fn every_written_config_reads_back() {
+        for sampler in [SamplerKind::Ddpm, SamplerKind::Ddim, SamplerKind::DpmSolverPp] {
+            let mut config = SchedulerConfig::new(sampler);
+            config.timestep_spacing = Some(sampler.default_spacing());
+            assert_eq!(SchedulerConfig::from_json(&config.to_json()).unwrap(), config);
+        }
+        let mut config = SchedulerConfig {
+            prediction_type: PredictionType::VPrediction,
+            variance_type: VarianceType::LearnedRange,
+            timestep_spacing: Some(TimestepSpacing::Trailing),
+            steps_offset: 1,
+            thresholding: true,
+            dynamic_thresholding_ratio: 0.9,
+            sample_max_value: 2.5,
+            dpm_solver: DpmSolverOptions {
+                solver_order: 1,
+                solver_type: SolverType::Heun,
+                lower_order_final: false,
+                euler_at_final: true,
+                final_sigmas_type: FinalSigmas::SigmaMin,
+                lambda_min_clipped: -5.1,
+            },
+            ..SchedulerConfig::new(SamplerKind::DpmSolverPp)
+        };
+        config.betas.schedule = BetaSchedule::ScaledLinear;
+        config.betas.num_train_timesteps = 3;
+        config.betas.trained_betas = Some(vec![0.1, 0.2, 0.3]);
+        config.betas.rescale_zero_terminal_snr = true;
+        assert_eq!(SchedulerConfig::from_json(&config.to_json()).unwrap(), config);
+        let ddim = SchedulerConfig { clip_sample: false, clip_sample_range: 1.5, set_alpha_to_one: false, ..config }
+            .with_sampler(SamplerKind::Ddim);
+        let read = SchedulerConfig::from_json(&ddim.to_json()).unwrap();
+        let carried = SchedulerConfig { variance_type: ddim.variance_type, dpm_solver: ddim.dpm_solver, ..read };
+        assert_eq!(carried, ddim);
+    }
+
+    #[test]
+    fn lambda_min_clipped_has_many_spellings() {
+        for text in ["-Infinity", "\"-inf\"", "\"-Infinity\"", "null"] {
+            let text = format!(r#"{{"_class_name": "DPMSolverMultistepScheduler", "lambda_min_clipped": {text}}}"#);
+            let config = SchedulerConfig::from_json(&text).unwrap();
+            assert_eq!(config.dpm_solver.lambda_min_clipped, f64::NEG_INFINITY);
+        }
+        for text in ["NaN", "Infinity", "\"low\"", "true"] {
+            let text = format!(r#"{{"_class_name": "DPMSolverMultistepScheduler", "lambda_min_clipped": {text}}}"#);
+            assert!(error(&text).contains("`lambda_min_clipped` is"), "{text}");
+        }
+        assert_eq!(
+            quote_bare_floats(r#"{"a\"NaN": "NaN", "b": [-Infinity]}"#),
+            r#"{"a\"NaN": "NaN", "b": ["-Infinity"]}"#
+        );
+    }
+
+    #[test]
+    fn what_would_change_the_result_is_refused_by_name() {
+        let dpm = |rest: &str| format!(r#"{{"_class_name": "DPMSolverMultistepScheduler", {rest}}}"#);
+        let ddpm = |rest: &str| format!(r#"{{"_class_name": "DDPMScheduler", {rest}}}"#);
+        for (text, words) in [
+            (r#"{"_class_name": "PNDMScheduler"}"#.to_owned(), ["PNDMScheduler", "DDIMScheduler"]),
+            (dpm(r#""solver_order": 3"#), ["`solver_order` = 3", "use 2"]),
+            (dpm(r#""algorithm_type": "sde-dpmsolver++""#), ["`algorithm_type`", "sde-dpmsolver++"]),
+            (dpm(r#""use_karras_sigmas": true"#), ["`use_karras_sigmas` = true", "false"]),
+            (dpm(r#""solver_type": "rk4""#), ["`solver_type`", "rk4"]),
+            (ddpm(r#""prediction_type": "velocity""#), ["`prediction_type`", "velocity"]),
+            (ddpm(r#""beta_schedule": "quadratic""#), ["`beta_schedule`", "quadratic"]),
+            (ddpm(r#""num_train_timesteps": 0"#), ["num_train_timesteps", "0"]),
+            (ddpm(r#""num_train_timesteps": -4"#), ["`num_train_timesteps`", "-4"]),
+            (ddpm(r#""beta_end": 1.7"#), ["beta[", "beta_end"]),
+            (ddpm(r#""steps_offset": -1"#), ["`steps_offset`", "-1"]),
+            (ddpm(r#""clip_sample_range": 0.0"#), ["`clip_sample_range`", "above 0"]),
+            (ddpm(r#""dynamic_thresholding_ratio": 1.2"#), ["`dynamic_thresholding_ratio`", "1.2"]),
+            (ddpm(r#""noise_power": 2"#), ["`noise_power`", "2"]),
+            (ddpm(r#""trained_betas": [0.1, 0.2]"#), ["trained_betas has 2", "1000"]),
+            ("[]".to_owned(), ["JSON object", "_class_name"]),
+            ("{}".to_owned(), ["`_class_name`", "DDPMScheduler"]),
+            ("{".to_owned(), ["not valid JSON", "line 1"]),
+        ] {
+            let message = error(&text);
+            assert!(words.iter().all(|word| message.contains(word)), "{text} gave: {message}");
+        }
+    }
+
+    #[test]
+    fn keys_of_the_other_classes_are_skipped() {
+        let text = r#"{"_class_name": "DDIMScheduler", "variance_type": "fixed_large", "solver_order": 3}"#;
+        assert_eq!(SchedulerConfig::from_json(text).unwrap(), SchedulerConfig::new(SamplerKind::Ddim));
+    }
 }

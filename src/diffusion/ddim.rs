@@ -115,11 +115,8 @@ impl DdimStep {
     /// x_next = sqrt(alpha_bar_next) x0 + direction * eps + std * z with direction^2 = 1 - alpha_bar_next - std^2.
     fn row(&self, t: usize, alpha_bar: f64, alpha_bar_next: f64) -> Result<StepRow> {
         let x0 = x0_coefficients(self.prediction_type, alpha_bar, t)?;
-        let std = if self.eta > 0.0 {
-            self.eta * Posterior::between(alpha_bar, alpha_bar_next).variance.sqrt()
-        } else {
-            0.0
-        };
+        let std =
+            if self.eta > 0.0 { self.eta * Posterior::between(alpha_bar, alpha_bar_next).variance.sqrt() } else { 0.0 };
         // At eta = 1 and the last step this is 0 up to rounding.
         let direction = (1.0 - alpha_bar_next - std * std).max(0.0).sqrt();
         let signal = alpha_bar_next.sqrt();
@@ -130,26 +127,12 @@ impl DdimStep {
             let eps = self.prediction_type.eps_from_model(alpha_bar);
             (direction * eps.first, signal, direction * eps.second)
         };
-        Ok(StepRow {
-            c_x0x: x0.first,
-            c_x0m: x0.second,
-            a,
-            b,
-            e,
-            s: std,
-            noise: std > 0.0,
-            ..StepRow::default()
-        })
+        Ok(StepRow { c_x0x: x0.first, c_x0m: x0.second, a, b, e, s: std, noise: std > 0.0, ..StepRow::default() })
     }
 }
 
 fn ddim_table(rows: Vec<StepRow>, clip: Clip) -> StepTable {
-    StepTable {
-        rows,
-        clip,
-        learned_variance: None,
-        init_noise_sigma: 1.0,
-    }
+    StepTable { rows, clip, learned_variance: None, init_noise_sigma: 1.0 }
 }
 
 #[cfg(test)]
@@ -253,9 +236,6 @@ mod tests {
             assert!(matches!(StepTable::ddim(&config(10), 2, eta, false), Err(DiffusionError::Eta(_))));
         }
         let ddpm = SchedulerConfig::new(SamplerKind::Ddpm);
-        assert!(matches!(
-            StepTable::build(&ddpm, 10, 0.5),
-            Err(DiffusionError::EtaWithoutDdim { .. })
-        ));
+        assert!(matches!(StepTable::build(&ddpm, 10, 0.5), Err(DiffusionError::EtaWithoutDdim { .. })));
     }
 }

@@ -136,7 +136,8 @@ mod tests {
     #[test]
     fn kl_matches_numeric_integration() {
         for (m1, v1, m2, v2) in [(0.3, 0.5, -0.2, 0.9), (1.0, 0.02, 1.1, 0.05), (0.0, 1.0, 0.0, 1.0)] {
-            let density = |x: f64, m: f64, v: f64| (-(x - m).powi(2) / (2.0 * v)).exp() / (std::f64::consts::TAU * v).sqrt();
+            let density =
+                |x: f64, m: f64, v: f64| (-(x - m).powi(2) / (2.0 * v)).exp() / (std::f64::consts::TAU * v).sqrt();
             let (n, width) = (100_000, 12.0 * f64::sqrt(v1));
             let step = 2.0 * width / n as f64;
             let sum: f64 = (0..n)

@@ -38,11 +38,7 @@ impl StepTable {
             FinalSigmas::Zero => NoiseLevel::CLEAN,
             FinalSigmas::SigmaMin => NoiseLevel::new(alpha_bars[0]),
         };
-        let levels: Vec<NoiseLevel> = timesteps
-            .iter()
-            .map(|&t| NoiseLevel::new(alpha_bars[t]))
-            .chain([end])
-            .collect();
+        let levels: Vec<NoiseLevel> = timesteps.iter().map(|&t| NoiseLevel::new(alpha_bars[t])).chain([end]).collect();
         let first_order_end = options.euler_at_final
             || options.final_sigmas_type == FinalSigmas::Zero
             || (options.lower_order_final && timesteps.len() < FEW_STEPS);
@@ -56,20 +52,10 @@ impl StepTable {
                 let before = if second_order { levels.get(i - 1) } else { None };
                 let update = update(before, &levels[i], &levels[i + 1], options.solver_type);
                 let x0 = x0_coefficients(config.prediction_type, alpha_bars[t], t)?;
-                Ok(StepRow {
-                    timestep: t as f32,
-                    c_x0x: x0.first,
-                    c_x0m: x0.second,
-                    ..update
-                })
+                Ok(StepRow { timestep: t as f32, c_x0x: x0.first, c_x0m: x0.second, ..update })
             })
             .collect::<Result<Vec<_>>>()?;
-        Ok(Self {
-            rows,
-            clip: config.clip(),
-            learned_variance: None,
-            init_noise_sigma: 1.0,
-        })
+        Ok(Self { rows, clip: config.clip(), learned_variance: None, init_noise_sigma: 1.0 })
     }
 }
 
@@ -81,18 +67,10 @@ struct NoiseLevel {
 }
 
 impl NoiseLevel {
-    const CLEAN: Self = Self {
-        alpha: 1.0,
-        sigma: 0.0,
-        lambda: f64::INFINITY,
-    };
+    const CLEAN: Self = Self { alpha: 1.0, sigma: 0.0, lambda: f64::INFINITY };
 
     fn new(alpha_bar: f64) -> Self {
-        Self {
-            alpha: alpha_bar.sqrt(),
-            sigma: (1.0 - alpha_bar).sqrt(),
-            lambda: half_log_snr(alpha_bar),
-        }
+        Self { alpha: alpha_bar.sqrt(), sigma: (1.0 - alpha_bar).sqrt(), lambda: half_log_snr(alpha_bar) }
     }
 }
 
@@ -101,11 +79,7 @@ fn update(before: Option<&NoiseLevel>, now: &NoiseLevel, next: &NoiseLevel, solv
     let h = next.lambda - now.lambda;
     let growth = (-h).exp_m1();
     let weight = -next.alpha * growth;
-    let first_order = StepRow {
-        a: next.sigma / now.sigma,
-        b: weight,
-        ..StepRow::default()
-    };
+    let first_order = StepRow { a: next.sigma / now.sigma, b: weight, ..StepRow::default() };
     match before {
         // A final level equal to the current one leaves x as it is; its derivative term would be 0 / 0.
         Some(before) if h > 0.0 => {
@@ -115,11 +89,7 @@ fn update(before: Option<&NoiseLevel>, now: &NoiseLevel, next: &NoiseLevel, solv
                 SolverType::Heun => next.alpha * (growth / h + 1.0),
             };
             // The derivative is (x0 - x0_prev) / r0.
-            StepRow {
-                b: weight + derivative_weight / r0,
-                p: -derivative_weight / r0,
-                ..first_order
-            }
+            StepRow { b: weight + derivative_weight / r0, p: -derivative_weight / r0, ..first_order }
         }
         _ => first_order,
     }

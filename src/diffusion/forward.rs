@@ -25,10 +25,7 @@ impl ScaledGaussian {
 /// `t` outside the schedule.
 pub fn q_xt_given_x0(schedule: &Schedule, t: usize) -> Result<ScaledGaussian> {
     let alpha_bar = schedule.alpha_bar(t)?;
-    Ok(ScaledGaussian {
-        mean_coef: alpha_bar.sqrt(),
-        variance: 1.0 - alpha_bar,
-    })
+    Ok(ScaledGaussian { mean_coef: alpha_bar.sqrt(), variance: 1.0 - alpha_bar })
 }
 
 /// q(x_t given x_{t-1}) = N(sqrt(1 - beta_t) x_{t-1}, beta_t) (2006.11239, eq. 2).
@@ -37,10 +34,7 @@ pub fn q_xt_given_x0(schedule: &Schedule, t: usize) -> Result<ScaledGaussian> {
 /// `t` outside the schedule.
 pub fn q_xt_given_prev(schedule: &Schedule, t: usize) -> Result<ScaledGaussian> {
     schedule.alpha_bar(t)?;
-    Ok(ScaledGaussian {
-        mean_coef: schedule.alphas[t].sqrt(),
-        variance: schedule.betas[t],
-    })
+    Ok(ScaledGaussian { mean_coef: schedule.alphas[t].sqrt(), variance: schedule.betas[t] })
 }
 
 #[cfg(test)]

@@ -97,11 +97,8 @@ mod tests {
         let schedule = Schedule::new(&BetaConfig::cosine(40)).unwrap();
         let weighting = LossWeighting::MinSnr { gamma: 5.0 };
         let table = |kind| weighting.table(kind, &schedule);
-        let (x0, eps, v) = (
-            table(PredictionType::Sample),
-            table(PredictionType::Epsilon),
-            table(PredictionType::VPrediction),
-        );
+        let (x0, eps, v) =
+            (table(PredictionType::Sample), table(PredictionType::Epsilon), table(PredictionType::VPrediction));
         for t in 0..40 {
             // At fixed x_t an x_0 error d means an eps error of -sqrt(snr) d and a v error of -d / sqrt(1 - alpha_bar).
             let snr = schedule.snr(t).unwrap();
@@ -115,7 +112,8 @@ mod tests {
 
     #[test]
     fn objectives_mix_the_two_terms() {
-        let parts = |objective: Objective| (objective.mse_weight(), objective.vb_weight(4000), objective.vb_trains_mean());
+        let parts =
+            |objective: Objective| (objective.mse_weight(), objective.vb_weight(4000), objective.vb_trains_mean());
         assert_eq!(parts(Objective::Simple), (1.0, 0.0, false));
         assert_eq!(parts(Objective::hybrid(4000)), (1.0, 4.0, false));
         assert_eq!(parts(Objective::Vlb), (0.0, 4000.0, true));

@@ -81,10 +81,7 @@ impl PredictionType {
             Self::VPrediction => {
                 let target = to.target(alpha_bar);
                 let (x0, eps) = (self.x0_from_model(alpha_bar), self.eps_from_model(alpha_bar));
-                Linear2 {
-                    first: target.apply(x0.first, eps.first),
-                    second: target.apply(x0.second, eps.second),
-                }
+                Linear2 { first: target.apply(x0.first, eps.first), second: target.apply(x0.second, eps.second) }
             }
         }
     }
@@ -99,11 +96,7 @@ pub fn eps_from_x0(alpha_bar: f64) -> Linear2 {
 mod tests {
     use super::*;
 
-    const ALL: [PredictionType; 3] = [
-        PredictionType::Epsilon,
-        PredictionType::Sample,
-        PredictionType::VPrediction,
-    ];
+    const ALL: [PredictionType; 3] = [PredictionType::Epsilon, PredictionType::Sample, PredictionType::VPrediction];
 
     #[test]
     fn a_perfect_prediction_recovers_x0_and_eps() {

@@ -31,11 +31,7 @@ impl Respaced {
                 beta
             })
             .collect();
-        Ok(Self {
-            schedule: Schedule::from_betas(betas),
-            timestep_map,
-            num_train_timesteps: base.num_timesteps(),
-        })
+        Ok(Self { schedule: Schedule::from_betas(betas), timestep_map, num_train_timesteps: base.num_timesteps() })
     }
 
     /// What the network receives at index `i` of the respaced chain: the original timestep, scaled by 1000 / T if the
@@ -45,11 +41,7 @@ impl Respaced {
     /// `i` outside the respaced chain.
     pub fn network_timestep(&self, i: usize, rescale_timesteps: bool) -> f64 {
         let t = self.timestep_map[i] as f64;
-        if rescale_timesteps {
-            t * (1000.0 / self.num_train_timesteps as f64)
-        } else {
-            t
-        }
+        if rescale_timesteps { t * (1000.0 / self.num_train_timesteps as f64) } else { t }
     }
 }
 
@@ -62,11 +54,7 @@ impl Respaced {
 /// # Errors
 /// [`DiffusionError::Respacing`] says what does not fit.
 pub fn space_timesteps(num_timesteps: usize, spec: &str) -> Result<Vec<usize>> {
-    let refuse = |reason: String| DiffusionError::Respacing {
-        spec: spec.to_owned(),
-        num_timesteps,
-        reason,
-    };
+    let refuse = |reason: String| DiffusionError::Respacing { spec: spec.to_owned(), num_timesteps, reason };
     let count_of = |text: &str| {
         text.trim()
             .parse::<usize>()
@@ -93,15 +81,9 @@ pub fn space_timesteps(num_timesteps: usize, spec: &str) -> Result<Vec<usize>> {
     for (section, &count) in counts.iter().enumerate() {
         let size = base_size + usize::from(section < longer);
         if count > size {
-            return Err(refuse(format!(
-                "section {section} has {size} timesteps, too few for {count}"
-            )));
+            return Err(refuse(format!("section {section} has {size} timesteps, too few for {count}")));
         }
-        let stride = if count > 1 {
-            (size - 1) as f64 / (count - 1) as f64
-        } else {
-            1.0
-        };
+        let stride = if count > 1 { (size - 1) as f64 / (count - 1) as f64 } else { 1.0 };
         // Accumulated, not multiplied: where a sum lands on .5 its rounding error decides the timestep.
         let mut position = 0.0_f64;
         for _ in 0..count {

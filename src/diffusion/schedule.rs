@@ -51,10 +51,8 @@ impl Schedule {
                 Some(*product)
             })
             .collect();
-        let alpha_bars_prev: Vec<f64> = std::iter::once(1.0)
-            .chain(alpha_bars.iter().copied())
-            .take(betas.len())
-            .collect();
+        let alpha_bars_prev: Vec<f64> =
+            std::iter::once(1.0).chain(alpha_bars.iter().copied()).take(betas.len()).collect();
         let table = |value: &dyn Fn(usize) -> f64| -> Vec<f64> { (0..betas.len()).map(value).collect() };
         let posterior_variance = table(&|t| betas[t] * (1.0 - alpha_bars_prev[t]) / (1.0 - alpha_bars[t]));
         let first_variance = posterior_variance.get(1).or(betas.first()).copied().unwrap_or(1.0);
@@ -106,10 +104,7 @@ impl Schedule {
         self.alpha_bars
             .get(t)
             .copied()
-            .ok_or(DiffusionError::TimestepOutOfRange {
-                timestep: t,
-                num_timesteps: self.num_timesteps(),
-            })
+            .ok_or(DiffusionError::TimestepOutOfRange { timestep: t, num_timesteps: self.num_timesteps() })
     }
 }
 
@@ -151,19 +146,13 @@ mod tests {
 
     #[test]
     fn zero_terminal_snr_leaves_finite_tables() {
-        let config = BetaConfig {
-            rescale_zero_terminal_snr: true,
-            ..BetaConfig::linear(20)
-        };
+        let config = BetaConfig { rescale_zero_terminal_snr: true, ..BetaConfig::linear(20) };
         let s = Schedule::new(&config).unwrap();
         assert_eq!((s.alpha_bars[19], s.snr(19).unwrap(), s.log_betas[19]), (0.0, 0.0, 0.0));
         assert_eq!(s.half_log_snr(19).unwrap(), f64::NEG_INFINITY);
         for table in [&s.posterior_mean_coef1, &s.posterior_mean_coef2, &s.posterior_variance] {
             assert!(table.iter().all(|v| v.is_finite()));
         }
-        assert!(matches!(
-            s.alpha_bar(20),
-            Err(DiffusionError::TimestepOutOfRange { timestep: 20, .. })
-        ));
+        assert!(matches!(s.alpha_bar(20), Err(DiffusionError::TimestepOutOfRange { timestep: 20, .. })));
     }
 }

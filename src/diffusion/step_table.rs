@@ -252,12 +252,7 @@ mod tests {
     fn packing_keeps_the_order() {
         let expected = [7.0, 2.0, -1.0, 0.5, 0.25, 0.125, -0.5, 0.1, -4.0, -2.0, 1.0, 0.0];
         assert_eq!(ROW.packed(), expected);
-        let table = StepTable {
-            rows: vec![ROW, ROW],
-            clip: Clip::None,
-            learned_variance: None,
-            init_noise_sigma: 1.0,
-        };
+        let table = StepTable { rows: vec![ROW, ROW], clip: Clip::None, learned_variance: None, init_noise_sigma: 1.0 };
         assert_eq!(table.packed(), [expected, expected].concat());
     }
 

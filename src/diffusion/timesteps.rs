@@ -75,28 +75,18 @@ pub fn dpm_solver_timesteps(
     lambda_min_clipped: f64,
 ) -> Result<Vec<usize>> {
     let num_train_timesteps = alpha_bars.len();
-    let usable = alpha_bars
-        .iter()
-        .filter(|&&alpha_bar| half_log_snr(alpha_bar) >= lambda_min_clipped)
-        .count();
-    // Leading and linspace place one timestep more than they visit: t = 0 is left out.
+    let usable = alpha_bars.iter().filter(|&&alpha_bar| half_log_snr(alpha_bar) >= lambda_min_clipped).count();
     let max = match spacing {
-        TimestepSpacing::Trailing => usable,
-        TimestepSpacing::Leading | TimestepSpacing::Linspace => usable.saturating_sub(1),
-    };
-    let fits = match spacing {
-        TimestepSpacing::Trailing => usable > 0 && steps <= num_train_timesteps,
-        TimestepSpacing::Leading | TimestepSpacing::Linspace => steps <= max,
+        _ if usable == 0 => 0,
+        // The stride is T / N whatever is left out, so it never falls below 1.
+        TimestepSpacing::Trailing => num_train_timesteps,
+        // These place one timestep more than they visit: t = 0 is left out.
+        TimestepSpacing::Leading | TimestepSpacing::Linspace => usable - 1,
     };
     let candidates = match spacing {
         _ if steps == 0 => return Err(DiffusionError::NoSteps),
-        _ if !fits => {
-            return Err(DiffusionError::TooManySteps {
-                steps,
-                spacing,
-                available: usable,
-                max,
-            });
+        _ if steps > max => {
+            return Err(DiffusionError::TooManySteps { steps, spacing, available: usable, max });
         }
         TimestepSpacing::Leading => leading(usable / (steps + 1), 1..steps + 1, steps_offset),
         TimestepSpacing::Linspace => {
@@ -110,18 +100,11 @@ pub fn dpm_solver_timesteps(
 }
 
 fn leading(stride: usize, multiples: std::ops::Range<usize>, steps_offset: usize) -> Vec<usize> {
-    multiples
-        .rev()
-        .map(|k| (k * stride).saturating_add(steps_offset))
-        .collect()
+    multiples.rev().map(|k| (k * stride).saturating_add(steps_offset)).collect()
 }
 
 fn rounded_linspace(num_timesteps: usize, count: usize) -> Vec<usize> {
-    linspace(0.0, num_timesteps as f64 - 1.0, count)
-        .into_iter()
-        .rev()
-        .map(|t| t.round_ties_even() as usize)
-        .collect()
+    linspace(0.0, num_timesteps as f64 - 1.0, count).into_iter().rev().map(|t| t.round_ties_even() as usize).collect()
 }
 
 /// `last`, `last` - T/N, ... while above 0, rounded, minus 1.
@@ -141,11 +124,9 @@ fn trailing(last: usize, num_train_timesteps: usize, steps: usize) -> Vec<usize>
 
 fn within_schedule(timesteps: Vec<usize>, num_train_timesteps: usize, offset: usize) -> Result<Vec<usize>> {
     match timesteps.first() {
-        Some(&timestep) if timestep >= num_train_timesteps => Err(DiffusionError::OffsetPastEnd {
-            offset,
-            timestep,
-            last: num_train_timesteps - 1,
-        }),
+        Some(&timestep) if timestep >= num_train_timesteps => {
+            Err(DiffusionError::OffsetPastEnd { offset, timestep, last: num_train_timesteps - 1 })
+        }
         _ => Ok(timesteps),
     }
 }
@@ -184,10 +165,7 @@ mod tests {
     #[test]
     fn impossible_requests_are_refused() {
         assert!(matches!(ddpm_timesteps(Leading, 10, 0, 0), Err(DiffusionError::NoSteps)));
-        assert!(matches!(
-            ddpm_timesteps(Linspace, 10, 11, 0),
-            Err(DiffusionError::TooManySteps { max: 10, .. })
-        ));
+        assert!(matches!(ddpm_timesteps(Linspace, 10, 11, 0), Err(DiffusionError::TooManySteps { max: 10, .. })));
         assert!(matches!(
             ddpm_timesteps(Leading, 10, 5, 2),
             Err(DiffusionError::OffsetPastEnd { timestep: 10, last: 9, .. })
@@ -198,10 +176,9 @@ mod tests {
         let alpha_bars = Schedule::new(&BetaConfig::linear(10)).unwrap().alpha_bars;
         let dpm = |steps, lambda| dpm_solver_timesteps(Linspace, &alpha_bars, steps, 0, lambda);
         assert_eq!(dpm(9, f64::NEG_INFINITY).unwrap(), [9, 8, 7, 6, 5, 4, 3, 2, 1]);
-        assert!(matches!(
-            dpm(10, f64::NEG_INFINITY),
-            Err(DiffusionError::TooManySteps { max: 9, .. })
-        ));
+        assert!(matches!(dpm(10, f64::NEG_INFINITY), Err(DiffusionError::TooManySteps { max: 9, .. })));
+        // The limit itself is kept.
+        assert_eq!(dpm(6, half_log_snr(alpha_bars[6])).unwrap(), [6, 5, 4, 3, 2, 1]);
         assert!(matches!(dpm(1, 50.0), Err(DiffusionError::TooManySteps { max: 0, .. })));
         assert!(matches!(dpm(0, 0.0), Err(DiffusionError::NoSteps)));
     }

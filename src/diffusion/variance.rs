@@ -53,11 +53,9 @@ impl VarianceType {
             Self::FixedSmall | Self::FixedSmallLog => schedule.posterior_log_variance_clipped[t],
             Self::FixedLarge | Self::FixedLargeLog => schedule.fixed_large_log_variance[t],
             Self::Learned => v.ln(),
-            Self::LearnedRange => interpolate_log_variance(
-                v,
-                schedule.posterior_log_variance_clipped[t],
-                schedule.log_betas[t],
-            ),
+            Self::LearnedRange => {
+                interpolate_log_variance(v, schedule.posterior_log_variance_clipped[t], schedule.log_betas[t])
+            }
         }
     }
 

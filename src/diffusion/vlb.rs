@@ -52,13 +52,7 @@ impl<'a> Vlb<'a> {
         if levels < 2 {
             return Err(DiffusionError::TooFewLevels(levels));
         }
-        Ok(Self {
-            schedule,
-            prediction_type,
-            variance_type,
-            clip_x0,
-            bins: Bins::new(levels),
-        })
+        Ok(Self { schedule, prediction_type, variance_type, clip_x0, bins: Bins::new(levels) })
     }
 
     /// The scalars of timestep `t`, for element-wise use.
@@ -122,10 +116,7 @@ impl<'a> Vlb<'a> {
 pub fn prior_bpd<X: Copy + Into<f64>>(schedule: &Schedule, x0: &[X]) -> f64 {
     let alpha_bar = schedule.alpha_bars.last().copied().unwrap_or(1.0);
     let log_variance = (-alpha_bar).ln_1p();
-    let nats: f64 = x0
-        .iter()
-        .map(|&x| normal_kl(alpha_bar.sqrt() * x.into(), log_variance, 0.0, 0.0))
-        .sum();
+    let nats: f64 = x0.iter().map(|&x| normal_kl(alpha_bar.sqrt() * x.into(), log_variance, 0.0, 0.0)).sum();
     nats / x0.len() as f64 / LN_2
 }
 

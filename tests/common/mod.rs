@@ -194,10 +194,10 @@ fn is_float(graph: &Graph, v: ValueId) -> bool {
     graph.value(v).dtype != DType::I32 && graph.value(v).source == Source::Input
 }
 
-/// `low` -1: uniform in -1..1; `low` 1: in 0.5..1.5.
+/// `low` -1: uniform in -1..1; `low` 1: in 0.5..1.5. Multiples of 2^-16, so that small steps from them are exact.
 fn uniform(rng: &mut StdRng, n: usize, low: f32) -> Vec<f32> {
-    let range = if low < 0.0 { -1.0..1.0 } else { 0.5..1.5 };
-    (0..n).map(|_| rng.random_range(range.clone())).collect()
+    let range = if low < 0.0 { -1.0..1.0 } else { 0.5..1.5f32 };
+    (0..n).map(|_| (rng.random_range(range.clone()) * 65536.0).round() / 65536.0).collect()
 }
 
 /// Worst element error relative to the largest expected magnitude, and the relative error of the whole.

@@ -41,6 +41,16 @@ pub(super) struct Span {
 impl Span {
     pub const NONE: Span = Span { region: 0, start: 0, len: 0 };
 
+    /// The same elements of another buffer that is laid out like the span's region.
+    pub fn of(self, buffer: &[f32]) -> &[f32] {
+        &buffer[self.start..][..self.len]
+    }
+
+    /// As [`Span::of`].
+    pub fn of_mut(self, buffer: &mut [f32]) -> &mut [f32] {
+        &mut buffer[self.start..][..self.len]
+    }
+
     fn overlaps(&self, other: &Span) -> bool {
         self.len > 0
             && other.len > 0
@@ -80,6 +90,11 @@ impl Memory {
 
     pub fn bytes(&self) -> usize {
         self.regions.iter().map(Buffer::bytes).sum()
+    }
+
+    pub fn region(&self, region: Region) -> &[f32] {
+        let index = REGIONS.iter().position(|&r| r == region).unwrap_or_default();
+        self.regions[index].slice()
     }
 
     pub fn get(&self, span: Span) -> &[f32] {
