@@ -2,8 +2,12 @@
 #![warn(missing_docs)]
 
 pub mod backend;
+pub mod data;
 pub mod diffusion;
 pub mod graph;
+pub mod io;
+pub mod model;
+pub mod program;
 pub mod reference;
 pub mod rng;
 pub mod unet;

@@ -160,7 +160,12 @@ impl Graph {
 
     /// The gradient of a parameter, once [`autodiff::backward`] ran.
     pub fn grad(&self, id: ParamId) -> Option<ValueId> {
-        self.grads.get(id.index()).copied().flatten()
+        self.grad_at(id.index())
+    }
+
+    /// As [`Graph::grad`], by position in [`Graph::params`].
+    pub fn grad_at(&self, index: usize) -> Option<ValueId> {
+        self.grads.get(index).copied().flatten()
     }
 
     /// Pairs of a value and the state that it replaces.

@@ -7,6 +7,11 @@ use super::Shape;
 pub struct ParamId(pub(crate) u32);
 
 impl ParamId {
+    /// The parameter at a position of [`super::Graph::params`].
+    pub fn new(index: usize) -> Self {
+        Self(index as u32)
+    }
+
     /// Position in [`super::Graph::params`].
     pub fn index(self) -> usize {
         self.0 as usize

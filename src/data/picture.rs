@@ -1,0 +1,101 @@
+//! Decoding one PNG or JPEG and fitting it to a size.
+
+use std::fs;
+use std::io::BufReader;
+use std::path::Path;
+
+use image::imageops::FilterType;
+use image::{DynamicImage, ImageDecoder, ImageReader, Limits};
+
+use super::DataError;
+
+/// Neither PNG nor JPEG packs more pixel bytes than this into a byte, so a header that claims more is wrong.
+const MAX_RATIO: u64 = 2048;
+/// Wider or higher pictures are refused.
+pub(super) const MAX_SIDE: u32 = 1 << 16;
+
+/// A decoder whose header is read and whose claimed size is possible for a file of this length.
+fn open_picture(path: &Path) -> Result<impl ImageDecoder + use<>, DataError> {
+    let picture = |problem: String| DataError::Picture {
+        path: path.to_path_buf(),
+        problem,
+    };
+    let file = fs::File::open(path).map_err(DataError::os("open", path))?;
+    let length = file
+        .metadata()
+        .map_err(DataError::os("inspect", path))?
+        .len();
+    let possible = length.saturating_mul(MAX_RATIO);
+    let mut reader = ImageReader::new(BufReader::new(file))
+        .with_guessed_format()
+        .map_err(DataError::os("read", path))?;
+    let mut limits = Limits::default();
+    limits.max_image_width = Some(MAX_SIDE);
+    limits.max_image_height = Some(MAX_SIDE);
+    limits.max_alloc = Some(possible.max(1 << 16));
+    reader.limits(limits);
+    let decoder = reader
+        .into_decoder()
+        .map_err(|error| picture(error.to_string()))?;
+    let (width, height) = decoder.dimensions();
+    if width == 0 || height == 0 || decoder.total_bytes() > possible {
+        return Err(picture(format!(
+            "its header claims {height} x {width} pixels, which a file of {length} bytes cannot hold"
+        )));
+    }
+    Ok(decoder)
+}
+
+/// ((height, width), channels) by the header alone.
+pub(super) fn inspect(path: &Path) -> Result<((usize, usize), usize), DataError> {
+    let decoder = open_picture(path)?;
+    let (width, height) = decoder.dimensions();
+    let channels = if decoder.color_type().has_color() {
+        3
+    } else {
+        1
+    };
+    Ok(((height as usize, width as usize), channels))
+}
+
+pub(super) fn decode(path: &Path) -> Result<DynamicImage, DataError> {
+    DynamicImage::from_decoder(open_picture(path)?).map_err(|error| DataError::Picture {
+        path: path.to_path_buf(),
+        problem: error.to_string(),
+    })
+}
+
+/// Cuts the largest centred part with the proportions of `height` x `width`, then scales it (bicubic, averaging when it shrinks).
+pub(super) fn cut_and_scale(image: DynamicImage, height: usize, width: usize) -> DynamicImage {
+    let (w, h) = (u64::from(image.width()), u64::from(image.height()));
+    let (width, height) = (width as u64, height as u64);
+    // Cutting before scaling keeps the scaled picture small even if the original is one pixel high and very wide.
+    let cut_w = ((h * width + height / 2) / height).clamp(1, w) as u32;
+    let cut_h = ((w * height + width / 2) / width).clamp(1, h) as u32;
+    let (left, top) = ((image.width() - cut_w) / 2, (image.height() - cut_h) / 2);
+    let cut = image.crop_imm(left, top, cut_w, cut_h);
+    if (u64::from(cut_w), u64::from(cut_h)) == (width, height) {
+        return cut;
+    }
+    cut.resize_exact(width as u32, height as u32, FilterType::CatmullRom)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_header_that_lies_about_its_size_is_refused_before_allocation() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("a.png");
+        image::RgbImage::new(4, 4).save(&path).unwrap();
+        let mut bytes = fs::read(&path).unwrap();
+        // IHDR: length, name, width, height, ..., checksum over name and content.
+        bytes[16..24].copy_from_slice(&[0, 0, 200, 0, 0, 0, 200, 0]);
+        let crc = crc32fast::hash(&bytes[12..29]);
+        bytes[29..33].copy_from_slice(&crc.to_be_bytes());
+        fs::write(&path, &bytes).unwrap();
+        let text = inspect(&path).unwrap_err().to_string();
+        assert!(text.contains("a.png"), "{text}");
+    }
+}

@@ -1,0 +1,30 @@
+//! Reading weights and writing results.
+//!
+//! Two rules hold for everything here. A reader checks each size against the length of the file before it allocates, and answers bad
+//! bytes with a [`FileError`], never with a panic. A writer works under a temporary name and renames at the end, so a killed or failed
+//! run leaves the previous file (or folder) as it was.
+
+pub mod atomic;
+pub mod atomic_folder;
+pub mod canvas;
+mod error;
+pub mod gif;
+pub mod grid;
+pub mod npz;
+pub mod pixels;
+pub mod plot;
+pub mod png_folder;
+pub mod safetensors;
+pub mod safetensors_write;
+pub mod sample_tensors;
+pub mod sink;
+mod tensor;
+mod ticks;
+pub mod weights;
+
+pub use canvas::Canvas;
+pub use error::FileError;
+pub use pixels::ImageBatch;
+pub use safetensors::{TensorFile, TensorInfo};
+pub use tensor::{DataView, HostTensor, TensorData, TensorView, check_finite};
+pub use weights::WeightSource;

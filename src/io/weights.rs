@@ -1,0 +1,349 @@
+//! Finding the weights in a model folder, in the layouts that diffusers writes.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Component, Path, PathBuf};
+
+use super::safetensors::{json_offset, missing_tensor};
+use super::{FileError, HostTensor, TensorFile, TensorInfo};
+
+const STEM: &str = "diffusion_pytorch_model";
+/// A list of names; the largest published models need a few hundred KiB.
+const MAX_INDEX: u64 = 64 << 20;
+
+/// The weights of a model, in one file or several: names and shapes at once, elements when asked for.
+#[derive(Debug)]
+pub struct WeightSource {
+    path: PathBuf,
+    files: Vec<TensorFile>,
+    /// Tensor name to position in `files`.
+    tensors: BTreeMap<String, usize>,
+}
+
+impl WeightSource {
+    /// Opens the weights at `path`: a `.safetensors` file, an index of shards, or a folder that holds them itself or in `unet/`.
+    ///
+    /// In a folder, `diffusion_pytorch_model.safetensors.index.json` (sharded) goes before `diffusion_pytorch_model.safetensors`, and
+    /// that before the half-precision variant `diffusion_pytorch_model.fp16.safetensors`.
+    ///
+    /// # Errors
+    /// [`FileError::NoWeights`]; [`FileError::OnlyPickle`] if there is only a `.bin`; [`FileError::MissingShard`],
+    /// [`FileError::ShardEscapes`] and [`FileError::ShardLacksTensor`] for a bad index; and those of [`TensorFile::open`].
+    pub fn open(path: &Path) -> Result<Self, FileError> {
+        if path.is_file() {
+            let extension = path.extension().unwrap_or_default();
+            return match extension.to_str() {
+                Some("json") => Self::sharded(path),
+                Some("bin" | "pt" | "pth" | "ckpt") => Err(FileError::OnlyPickle {
+                    path: path.to_path_buf(),
+                }),
+                _ => Self::single(path),
+            };
+        }
+        fs::read_dir(path).map_err(FileError::os("open the model folder", path))?;
+        let folders = [path.to_path_buf(), path.join("unet")];
+        for folder in &folders {
+            let index = folder.join(format!("{STEM}.safetensors.index.json"));
+            if index.is_file() {
+                return Self::sharded(&index);
+            }
+            for variant in ["", ".fp16"] {
+                let file = folder.join(format!("{STEM}{variant}.safetensors"));
+                if file.is_file() {
+                    return Self::single(&file);
+                }
+            }
+        }
+        for folder in &folders {
+            for name in [format!("{STEM}.bin"), format!("{STEM}.bin.index.json")] {
+                if folder.join(&name).is_file() {
+                    return Err(FileError::OnlyPickle {
+                        path: folder.join(name),
+                    });
+                }
+            }
+        }
+        Err(FileError::NoWeights {
+            folder: path.to_path_buf(),
+            looked_for: format!(
+                "{STEM}.safetensors and {STEM}.safetensors.index.json, here and in unet/"
+            ),
+        })
+    }
+
+    fn single(path: &Path) -> Result<Self, FileError> {
+        let file = TensorFile::open(path)?;
+        let tensors = file.names().map(|name| (name.to_string(), 0)).collect();
+        Ok(Self {
+            path: path.to_path_buf(),
+            files: vec![file],
+            tensors,
+        })
+    }
+
+    fn sharded(index: &Path) -> Result<Self, FileError> {
+        let folder = super::atomic::parent_of(index);
+        let mut positions: BTreeMap<String, usize> = BTreeMap::new();
+        let mut files = Vec::new();
+        let mut tensors = BTreeMap::new();
+        for (tensor, shard) in read_index(index)? {
+            let position = match positions.get(&shard) {
+                Some(&position) => position,
+                None => {
+                    files.push(TensorFile::open(&shard_path(index, folder, &shard)?)?);
+                    positions.insert(shard.clone(), files.len() - 1);
+                    files.len() - 1
+                }
+            };
+            let held = files
+                .get(position)
+                .is_some_and(|file| file.info(&tensor).is_ok());
+            if !held {
+                return Err(FileError::ShardLacksTensor {
+                    index: index.to_path_buf(),
+                    tensor,
+                    shard,
+                });
+            }
+            tensors.insert(tensor, position);
+        }
+        Ok(Self {
+            path: index.to_path_buf(),
+            files,
+            tensors,
+        })
+    }
+
+    /// The file that was found: a safetensors file or an index.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The files that hold the tensors.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.files.iter().map(TensorFile::path)
+    }
+
+    /// The tensors' names, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// Shape and type of a tensor.
+    ///
+    /// # Errors
+    /// [`FileError::MissingTensor`].
+    pub fn info(&self, name: &str) -> Result<&TensorInfo, FileError> {
+        self.file_of(name)?.info(name)
+    }
+
+    /// Reads a tensor; see [`TensorFile::get`].
+    ///
+    /// # Errors
+    /// Those of [`TensorFile::get`].
+    pub fn get(&self, name: &str) -> Result<HostTensor, FileError> {
+        self.file_of(name)?.get(name)
+    }
+
+    /// Reads a float tensor of a known shape with finite elements; see [`TensorFile::get_f32`].
+    ///
+    /// # Errors
+    /// Those of [`TensorFile::get_f32`].
+    pub fn get_f32(&self, name: &str, expected: &[usize]) -> Result<Vec<f32>, FileError> {
+        self.file_of(name)?.get_f32(name, expected)
+    }
+
+    fn file_of(&self, name: &str) -> Result<&TensorFile, FileError> {
+        self.tensors
+            .get(name)
+            .and_then(|&position| self.files.get(position))
+            .ok_or_else(|| missing_tensor(&self.path, name, self.names()))
+    }
+}
+
+/// Reads `weight_map` (tensor name to shard file name) of an index.
+fn read_index(index: &Path) -> Result<BTreeMap<String, String>, FileError> {
+    #[derive(serde::Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let malformed = |offset, problem| FileError::Malformed {
+        path: index.to_path_buf(),
+        offset,
+        problem,
+        remedy: "an index has the form {\"weight_map\": {tensor: shard file}}; download it again",
+    };
+    let mut text = Vec::new();
+    File::open(index)
+        .and_then(|file| file.take(MAX_INDEX + 1).read_to_end(&mut text))
+        .map_err(FileError::os("read", index))?;
+    if text.len() as u64 > MAX_INDEX {
+        return Err(malformed(
+            MAX_INDEX,
+            format!("the index is longer than {MAX_INDEX} bytes"),
+        ));
+    }
+    let parsed: Index = serde_json::from_slice(&text)
+        .map_err(|error| malformed(json_offset(&text, &error), error.to_string()))?;
+    Ok(parsed.weight_map)
+}
+
+fn shard_path(index: &Path, folder: &Path, shard: &str) -> Result<PathBuf, FileError> {
+    let mut components = Path::new(shard).components();
+    let plain = matches!(
+        (components.next(), components.next()),
+        (Some(Component::Normal(name)), None) if name == shard
+    );
+    if !plain || shard.contains(['\\', ':', '\0']) {
+        return Err(FileError::ShardEscapes {
+            index: index.to_path_buf(),
+            shard: shard.to_string(),
+        });
+    }
+    let path = folder.join(shard);
+    if path.is_file() {
+        Ok(path)
+    } else {
+        Err(FileError::MissingShard {
+            index: index.to_path_buf(),
+            shard: shard.to_string(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::{TensorView, safetensors_write};
+
+    const ONE: &str = "diffusion_pytorch_model-00001-of-00002.safetensors";
+    const TWO: &str = "diffusion_pytorch_model-00002-of-00002.safetensors";
+
+    fn save(path: &Path, name: &str, data: &[f32]) {
+        safetensors_write::write(path, &[(name, TensorView::f32(&[data.len()], data))], &[])
+            .unwrap();
+    }
+
+    fn sharded(folder: &Path, map: &str) -> PathBuf {
+        let unet = folder.join("unet");
+        save(&unet.join(ONE), "a", &[1.0]);
+        save(&unet.join(TWO), "b", &[2.0, 3.0]);
+        let index = unet.join(format!("{STEM}.safetensors.index.json"));
+        fs::write(
+            &index,
+            format!(r#"{{"metadata":{{"total_size":12}},"weight_map":{map}}}"#),
+        )
+        .unwrap();
+        unet
+    }
+
+    #[test]
+    fn flat_nested_and_direct() {
+        let folder = tempfile::tempdir().unwrap();
+        let nested = folder.path().join(format!("unet/{STEM}.fp16.safetensors"));
+        save(&nested, "a", &[1.0]);
+        assert_eq!(
+            WeightSource::open(folder.path())
+                .unwrap()
+                .get_f32("a", &[1])
+                .unwrap(),
+            [1.0]
+        );
+        assert_eq!(WeightSource::open(&nested).unwrap().path(), nested);
+        save(
+            &folder.path().join(format!("{STEM}.safetensors")),
+            "a",
+            &[2.0],
+        );
+        assert_eq!(
+            WeightSource::open(folder.path())
+                .unwrap()
+                .get_f32("a", &[1])
+                .unwrap(),
+            [2.0]
+        );
+    }
+
+    #[test]
+    fn shards_are_joined() {
+        let folder = tempfile::tempdir().unwrap();
+        sharded(folder.path(), &format!(r#"{{"a":"{ONE}","b":"{TWO}"}}"#));
+        let source = WeightSource::open(folder.path()).unwrap();
+        assert_eq!(source.names().collect::<Vec<_>>(), ["a", "b"]);
+        assert_eq!(source.files().count(), 2);
+        assert!(WeightSource::open(source.path()).is_ok());
+        assert_eq!(source.info("b").unwrap().shape, [2]);
+        assert_eq!(source.get_f32("b", &[2]).unwrap(), [2.0, 3.0]);
+        assert!(matches!(
+            source.get("c"),
+            Err(FileError::MissingTensor { count: 2, .. })
+        ));
+    }
+
+    #[test]
+    fn a_bad_index_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        sharded(folder.path(), &format!(r#"{{"a":"{ONE}","b":"{ONE}"}}"#));
+        match WeightSource::open(folder.path()) {
+            Err(FileError::ShardLacksTensor { tensor, shard, .. }) => {
+                assert_eq!((tensor.as_str(), shard.as_str()), ("b", ONE))
+            }
+            other => panic!("{other:?}"),
+        }
+        sharded(folder.path(), r#"{"a":"gone.safetensors"}"#);
+        assert!(matches!(
+            WeightSource::open(folder.path()),
+            Err(FileError::MissingShard { .. })
+        ));
+        fs::write(folder.path().join("outside.safetensors"), b"").unwrap();
+        for escape in [
+            "../outside.safetensors",
+            "..",
+            ".",
+            "",
+            "/etc/passwd",
+            "x/../a",
+            "./a",
+            "a/",
+            "..\\\\a",
+            "C:a",
+            "\\u0000",
+        ] {
+            sharded(folder.path(), &format!(r#"{{"a":"{escape}"}}"#));
+            assert!(
+                matches!(
+                    WeightSource::open(folder.path()),
+                    Err(FileError::ShardEscapes { .. })
+                ),
+                "{escape}"
+            );
+        }
+        for bad in ["3", r#"{"a":3}"#, "[", r#"{"a":null}"#] {
+            sharded(folder.path(), bad);
+            assert!(
+                matches!(
+                    WeightSource::open(folder.path()),
+                    Err(FileError::Malformed { offset: 1.., .. })
+                ),
+                "{bad}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_pickle_or_nothing_says_what_to_do() {
+        let folder = tempfile::tempdir().unwrap();
+        let text = WeightSource::open(folder.path()).unwrap_err().to_string();
+        assert!(
+            text.contains("diffusion_pytorch_model.safetensors"),
+            "{text}"
+        );
+        fs::write(folder.path().join(format!("{STEM}.bin")), b"pickle").unwrap();
+        let error = WeightSource::open(folder.path()).unwrap_err();
+        assert!(matches!(error, FileError::OnlyPickle { .. }));
+        assert!(error.to_string().contains("safe_serialization=True"));
+        let direct = WeightSource::open(&folder.path().join(format!("{STEM}.bin")));
+        assert!(matches!(direct, Err(FileError::OnlyPickle { .. })));
+    }
+}

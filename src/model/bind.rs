@@ -1,0 +1,99 @@
+//! Named tensors of a weights file and the parameters of a graph.
+
+use std::collections::BTreeSet;
+
+use super::ModelError;
+use crate::backend::{Executable, Store};
+use crate::graph::{ParamId, ParamSpec};
+use crate::io::{TensorView, WeightSource};
+
+/// Names of the attention's projections before diffusers 0.15.
+const LEGACY: [(&str, &str); 4] =
+    [(".to_q.", ".query."), (".to_k.", ".key."), (".to_v.", ".value."), (".to_out.0.", ".proj_attn.")];
+
+/// Where a parameter's parts are found in a file: the name in the file of each part of each parameter.
+fn file_names(params: &[ParamSpec], source: &WeightSource) -> Result<Vec<Vec<String>>, ModelError> {
+    let available: BTreeSet<&str> = source.names().collect();
+    let mut used = BTreeSet::new();
+    let (mut missing, mut misshapen) = (Vec::new(), Vec::new());
+    let mut names = Vec::new();
+    for spec in params {
+        let mut parts = Vec::new();
+        for part in &spec.parts {
+            let legacy = LEGACY.iter().find(|(new, _)| part.name.contains(new));
+            let legacy = legacy.map(|(new, old)| part.name.replace(new, old));
+            let candidates = std::iter::once(part.name.clone()).chain(legacy);
+            let Some(name) = candidates.into_iter().find(|n| available.contains(n.as_str())) else {
+                missing.push(format!("{} {:?}", part.name, part.file_shape));
+                continue;
+            };
+            let shape = &source.info(&name)?.shape;
+            if !same_shape(shape, &part.file_shape) {
+                misshapen.push(format!("{name}: the file has {shape:?}, the configuration {:?}", part.file_shape));
+            }
+            used.insert(name.clone());
+            parts.push(name);
+        }
+        names.push(parts);
+    }
+    let unexpected: Vec<String> = available.iter().filter(|n| !used.contains(**n)).map(|n| (*n).to_string()).collect();
+    if missing.is_empty() && unexpected.is_empty() && misshapen.is_empty() {
+        return Ok(names);
+    }
+    Err(ModelError::Mismatch { path: source.path().to_path_buf(), missing, unexpected, misshapen })
+}
+
+/// Equal up to trailing dimensions of 1: projections were stored as 1x1 convolutions once.
+fn same_shape(a: &[usize], b: &[usize]) -> bool {
+    let trim = |s: &[usize]| s.len() - s.iter().rev().take_while(|&&d| d == 1).count();
+    a[..trim(a)] == b[..trim(b)]
+}
+
+/// Reads every parameter of a model, in the graph's layout.
+///
+/// # Errors
+/// [`ModelError::Mismatch`] with every difference at once; a tensor that cannot be read or is not finite.
+pub fn read_weights(params: &[ParamSpec], source: &WeightSource) -> Result<Vec<Vec<f32>>, ModelError> {
+    let names = file_names(params, source)?;
+    params
+        .iter()
+        .zip(&names)
+        .map(|(spec, names)| {
+            let mut data = vec![0.0; spec.numel()];
+            for (i, name) in names.iter().enumerate() {
+                let stored = source.info(name)?.shape.clone();
+                spec.import(i, &source.get_f32(name, &stored)?, &mut data);
+            }
+            Ok(data)
+        })
+        .collect()
+}
+
+/// Loads a weights file into an executable.
+///
+/// # Errors
+/// As [`read_weights`].
+pub fn bind_weights(exe: &mut dyn Executable, source: &WeightSource) -> Result<(), ModelError> {
+    let params = exe.plan().graph().params().to_vec();
+    for (i, data) in read_weights(&params, source)?.iter().enumerate() {
+        exe.write_param(Store::Params, ParamId::new(i), data)?;
+    }
+    Ok(())
+}
+
+/// Writes named parameters (graph layout) as a safetensors file in diffusers' names and layouts.
+///
+/// # Errors
+/// [`ModelError::File`].
+pub fn write_weights(path: &std::path::Path, params: &[ParamSpec], data: &[Vec<f32>]) -> Result<(), ModelError> {
+    let mut tensors = Vec::new();
+    for (spec, data) in params.iter().zip(data) {
+        for (i, part) in spec.parts.iter().enumerate() {
+            tensors.push((part.name.as_str(), part.file_shape.as_slice(), spec.export(i, data)));
+        }
+    }
+    tensors.sort_by_key(|t| t.0);
+    let views: Vec<(&str, TensorView)> =
+        tensors.iter().map(|(name, shape, data)| (*name, TensorView::f32(shape, data))).collect();
+    Ok(crate::io::safetensors_write::write(path, &views, &[("format", "pt")])?)
+}

@@ -1,0 +1,84 @@
+//! Models as their users have them: a folder with a configuration, weights and a scheduler's settings.
+
+mod bind;
+mod folder;
+
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+pub use bind::{bind_weights, read_weights, write_weights};
+pub use folder::{ModelFolder, save_model};
+
+use crate::backend::BackendError;
+use crate::diffusion::DiffusionError;
+use crate::io::FileError;
+use crate::unet::ConfigError;
+
+/// What can be wrong with a model folder.
+#[derive(Debug, Error)]
+pub enum ModelError {
+    /// A file cannot be read or written.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A file that every model has is not there.
+    #[error("{} is not a model folder: it has neither {first} nor {second}", folder.display())]
+    NotAModel {
+        /// The folder.
+        folder: PathBuf,
+        /// The file that was looked for first.
+        first: &'static str,
+        /// The alternative.
+        second: &'static str,
+    },
+    /// The model's configuration is refused.
+    #[error("{}: {source}", path.display())]
+    Config {
+        /// The configuration file.
+        path: PathBuf,
+        /// Why.
+        source: ConfigError,
+    },
+    /// The scheduler's configuration is refused.
+    #[error("{}: {source}", path.display())]
+    Scheduler {
+        /// The configuration file.
+        path: PathBuf,
+        /// Why.
+        source: DiffusionError,
+    },
+    /// Weights and configuration do not belong together.
+    #[error("{} does not fit its configuration:{}", path.display(), list(missing, unexpected, misshapen))]
+    Mismatch {
+        /// The weights file or folder.
+        path: PathBuf,
+        /// Names that the configuration needs and the file lacks.
+        missing: Vec<String>,
+        /// Names that the file has and the configuration does not know.
+        unexpected: Vec<String>,
+        /// Names whose shapes differ, with both shapes.
+        misshapen: Vec<String>,
+    },
+    /// The executable refused the weights.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+}
+
+/// The differences, a few of each kind.
+fn list(missing: &[String], unexpected: &[String], misshapen: &[String]) -> String {
+    const SHOWN: usize = 8;
+    let mut text = String::new();
+    for (what, names) in [("missing", missing), ("unexpected", unexpected), ("wrong shape", misshapen)] {
+        if names.is_empty() {
+            continue;
+        }
+        text += &format!("\n  {} {what}:", names.len());
+        for name in names.iter().take(SHOWN) {
+            text += &format!("\n    {name}");
+        }
+        if names.len() > SHOWN {
+            text += &format!("\n    ... and {} more", names.len() - SHOWN);
+        }
+    }
+    text + "\n  check that config.json and the weights come from the same model"
+}

@@ -1,0 +1,61 @@
+//! The graphs that the loops replay: one forward pass, one sampling step, one training step.
+
+mod forward;
+mod sampling;
+mod training;
+
+pub use forward::ForwardProgram;
+pub use sampling::{SamplingOptions, SamplingProgram};
+pub use training::{Given, TrainingInputs, TrainingOptions, TrainingProgram};
+
+use crate::graph::{DType, Graph, ValueId};
+use crate::unet::{ClassEmbedding, ClassInput, ConfigError, UNetConfig};
+
+/// Batch size and image size of a program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Batch {
+    /// Samples, N.
+    pub n: usize,
+    /// Image height.
+    pub h: usize,
+    /// Image width.
+    pub w: usize,
+}
+
+impl Batch {
+    /// Elements of a batch of `channels`-channel images.
+    pub fn numel(&self, channels: usize) -> usize {
+        self.n * self.h * self.w * channels
+    }
+}
+
+/// The class-label input that a model takes, for `n` samples.
+fn class_input(graph: &mut Graph, config: &UNetConfig, n: usize) -> Option<ClassInput> {
+    let value = |v: ValueId| Some(ClassInput::Value(v));
+    match (config.class_embed_type, config.num_class_embeds) {
+        (None, None) => None,
+        (None, Some(_)) => Some(ClassInput::Index(graph.input("class_labels", [n], DType::I32))),
+        (Some(ClassEmbedding::Timestep), _) => value(graph.input("class_labels", [n], DType::F32)),
+        (Some(ClassEmbedding::Identity), _) => {
+            value(graph.input("class_labels", [n, config.embedding_width()], DType::Act))
+        }
+    }
+}
+
+fn class_value(class: Option<ClassInput>) -> Option<ValueId> {
+    class.map(|c| match c {
+        ClassInput::Index(v) | ClassInput::Value(v) => v,
+    })
+}
+
+/// Channels of the image: those of the output, without variance channels.
+fn check_channels(config: &UNetConfig) -> Result<(), ConfigError> {
+    let (i, o) = (config.in_channels, config.out_channels);
+    if o == i || o == 2 * i {
+        return Ok(());
+    }
+    Err(ConfigError::Invalid {
+        key: "out_channels",
+        detail: format!("{o} is neither in_channels = {i} nor twice that (a learned variance)"),
+    })
+}

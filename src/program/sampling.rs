@@ -1,0 +1,90 @@
+//! One step of a sampler, network included; replaying it as often as the table has rows is the whole loop.
+
+use std::sync::Arc;
+
+use super::{Batch, check_channels, class_input, class_value};
+use crate::diffusion::StepTable;
+use crate::graph::op::SamplerStep;
+use crate::graph::{DType, Graph, NoiseSource, Op, Plan, ValueId, fuse::fuse};
+use crate::unet::{ConfigError, UNetConfig, UNetInputs, build};
+
+/// How to sample.
+#[derive(Clone, Debug)]
+pub struct SamplingOptions {
+    /// Coefficients of every step.
+    pub table: Arc<StepTable>,
+    /// Classifier-free guidance scale.
+    pub guidance: Option<f64>,
+    /// Where z comes from.
+    pub noise: NoiseSource,
+}
+
+/// One sampling step as a program; its states are x, the previous x_0 and the step counter.
+#[derive(Clone, Debug)]
+pub struct SamplingProgram {
+    /// What a backend compiles.
+    pub plan: Plan,
+    /// State x_t `[N, H, W, C]`: write x_T, read the result.
+    pub x: ValueId,
+    /// State: the x_0 estimate of the last step.
+    pub x0: ValueId,
+    /// State: the next step, `[1]`; write 0 to begin.
+    pub step: ValueId,
+    /// Global index of each sample `[N]`.
+    pub sample_index: ValueId,
+    /// The seed `[2]`.
+    pub key: ValueId,
+    /// Class labels: `[N]`, with guidance `[2N]`, the null class in the second half.
+    pub class: Option<ValueId>,
+    /// Given noise `[N, H, W, C]`, where the program takes it.
+    pub z: Option<ValueId>,
+}
+
+impl SamplingProgram {
+    /// Builds the program.
+    ///
+    /// # Errors
+    /// [`ConfigError`] if the configuration makes no network for this batch, or the sampler needs variance channels that
+    /// the network lacks.
+    pub fn new(config: &UNetConfig, batch: Batch, options: &SamplingOptions) -> Result<Self, ConfigError> {
+        check_channels(config)?;
+        if options.table.learned_variance.is_some() && config.out_channels != 2 * config.in_channels {
+            return Err(ConfigError::Invalid {
+                key: "out_channels",
+                detail: format!(
+                    "a learned variance needs {} channels, the model has {}; choose another variance_type",
+                    2 * config.in_channels,
+                    config.out_channels
+                ),
+            });
+        }
+        let mut graph = Graph::new();
+        let shape = [batch.n, batch.h, batch.w, config.in_channels];
+        let x = graph.state("x", shape, DType::F32);
+        let x0 = graph.state("x0_prev", shape, DType::F32);
+        let step = graph.state("step", [1], DType::I32);
+        let sample_index = graph.input("sample_index", [batch.n], DType::I32);
+        let key = graph.input("key", [2], DType::I32);
+        let evaluations = if options.guidance.is_some() { 2 * batch.n } else { batch.n };
+        let class = class_input(&mut graph, config, evaluations);
+        let z = (options.noise == NoiseSource::Given).then(|| graph.input("z", shape, DType::F32));
+
+        let timestep = Op::StepTimestep { table: Arc::clone(&options.table), batch: evaluations };
+        let t = graph.apply(timestep, &[step])?;
+        let network_x = if options.guidance.is_some() { graph.apply(Op::RepeatBatch, &[x])? } else { x };
+        let net = build(&mut graph, config, UNetInputs { x: network_x, t, class, dropout: None })?;
+        let sampler = Op::SamplerStep(SamplerStep {
+            table: Arc::clone(&options.table),
+            guidance: options.guidance,
+            noise: options.noise,
+        });
+        let operands: Vec<ValueId> = [x, net.out, x0, step, sample_index, key].into_iter().chain(z).collect();
+        let results = graph.push(sampler, &operands)?;
+        let next = graph.apply(Op::Advance, &[step])?;
+        graph.bind(results[0], x);
+        graph.bind(results[1], x0);
+        graph.bind(next, step);
+        fuse(&mut graph);
+        Ok(Self { plan: Plan::new(graph), x, x0, step, sample_index, key, class: class_value(class), z })
+    }
+}

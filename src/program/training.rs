@@ -1,0 +1,141 @@
+//! One training step: noising, forward, loss, backward, clipping, AdamW and the moving average.
+
+use std::sync::Arc;
+
+use super::{Batch, check_channels, class_input, class_value};
+use crate::diffusion::TrainingObjective;
+use crate::graph::autodiff::backward;
+use crate::graph::op::Noising;
+use crate::graph::{AdamW, DType, Graph, Op, Plan, ValueId, fuse::fuse};
+use crate::unet::{ConfigError, DropoutInputs, UNetConfig, UNetInputs, build};
+
+/// Where x_t, t and eps come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TrainingInputs {
+    /// Drawn in the step from (seed, global example index).
+    Drawn,
+    /// Given by the caller.
+    Given,
+}
+
+/// How to train.
+#[derive(Clone, Debug)]
+pub struct TrainingOptions {
+    /// What is minimised.
+    pub objective: Arc<TrainingObjective>,
+    /// How; `None` stops after the gradients.
+    pub optimizer: Option<AdamW>,
+    /// Where the noise comes from.
+    pub inputs: TrainingInputs,
+}
+
+/// Operands of [`TrainingInputs::Given`].
+#[derive(Clone, Copy, Debug)]
+pub struct Given {
+    /// x_t `[N, H, W, C]`.
+    pub x_t: ValueId,
+    /// eps `[N, H, W, C]`.
+    pub eps: ValueId,
+    /// t `[N]`.
+    pub t: ValueId,
+}
+
+/// One training step as a program.
+#[derive(Clone, Debug)]
+pub struct TrainingProgram {
+    /// What a backend compiles.
+    pub plan: Plan,
+    /// Clean images `[N, H, W, C]`.
+    pub x0: ValueId,
+    /// Global index of each example `[N]`.
+    pub example_index: ValueId,
+    /// The seed `[2]`.
+    pub key: ValueId,
+    /// Class labels, where the model takes them.
+    pub class: Option<ValueId>,
+    /// Learning rate, bias corrections and EMA decay: see [`AdamW`].
+    pub hyper: ValueId,
+    /// Inputs that replace the drawn ones.
+    pub given: Option<Given>,
+    /// (loss, L_simple, bound) of each example `[N, 3]`.
+    pub losses: ValueId,
+    /// Global norm of the gradients before clipping, `[1]`.
+    pub grad_norm: ValueId,
+    /// Model output.
+    pub out: ValueId,
+}
+
+impl TrainingProgram {
+    /// Builds the program.
+    ///
+    /// # Errors
+    /// [`ConfigError`] if the configuration makes no network for this batch and objective.
+    pub fn new(config: &UNetConfig, batch: Batch, options: &TrainingOptions) -> Result<Self, ConfigError> {
+        check_channels(config)?;
+        let objective = &options.objective;
+        if objective.learned_variance() != (config.out_channels == 2 * config.in_channels) {
+            return Err(ConfigError::Invalid {
+                key: "out_channels",
+                detail: format!(
+                    "{} output channels for {} image channels do not fit the variance type: learned variances need \
+                     twice the channels, fixed ones as many",
+                    config.out_channels, config.in_channels
+                ),
+            });
+        }
+        let mut graph = Graph::new();
+        let shape = [batch.n, batch.h, batch.w, config.in_channels];
+        let x0 = graph.input("x0", shape, DType::Act);
+        let example_index = graph.input("example_index", [batch.n], DType::I32);
+        let key = graph.input("key", [2], DType::I32);
+        let hyper = graph.input("hyper", [AdamW::HYPER], DType::F32);
+        let class = class_input(&mut graph, config, batch.n);
+
+        let (x_t, t, eps, given) = match options.inputs {
+            TrainingInputs::Drawn => {
+                let rows = &objective.schedule().alpha_bars;
+                let rows = rows.iter().map(|a| (a.sqrt(), (1.0 - a).sqrt())).collect();
+                let noising = Op::Noising(Noising { rows: Arc::new(rows) });
+                let drawn = graph.push(noising, &[x0, example_index, key])?;
+                (drawn[0], drawn[1], drawn[2], None)
+            }
+            TrainingInputs::Given => {
+                let x_t = graph.input("x_t", shape, DType::Act);
+                let eps = graph.input("eps", shape, DType::Act);
+                let t = graph.input("t", [batch.n], DType::F32);
+                (x_t, t, eps, Some(Given { x_t, eps, t }))
+            }
+        };
+        let dropout = Some(DropoutInputs { example_index, key });
+        let net = build(&mut graph, config, UNetInputs { x: x_t, t, class, dropout })?;
+        let loss = graph.push(Op::DiffusionLoss(Arc::clone(objective)), &[net.out, x0, x_t, eps, t])?;
+        graph.keep(loss[0]);
+        graph.keep(net.out);
+        graph.keep(loss[1]);
+        // Before differentiating, so that fused activations are recomputed in the backward pass instead of stored.
+        fuse(&mut graph);
+        graph.set_scope("backward");
+        backward(&mut graph, &[(net.out, loss[1])], &[])?;
+        graph.set_scope("optimizer");
+        let grads: Vec<ValueId> = (0..graph.params().len()).filter_map(|i| graph.grad_at(i)).collect();
+        let grad_norm = graph.apply(Op::GlobalNorm, &grads)?;
+        graph.keep(grad_norm);
+        fuse(&mut graph);
+        if let Some(optimizer) = options.optimizer {
+            let operands: Vec<ValueId> = [grad_norm, hyper].into_iter().chain(grads).collect();
+            graph.push(Op::AdamW(optimizer), &operands)?;
+        }
+        Ok(Self {
+            plan: Plan::new(graph),
+            x0,
+            example_index,
+            key,
+            class: class_value(class),
+            hyper,
+            given,
+            losses: loss[0],
+            grad_norm,
+            out: net.out,
+        })
+    }
+}
