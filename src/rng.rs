@@ -62,12 +62,7 @@ impl Sequence {
 
     /// The same with the seed split into two words, as devices hold it.
     pub fn with_key(key: [u32; 2], stream: Stream, sample: u32, step: u32) -> Self {
-        Self {
-            key,
-            sample,
-            step,
-            tag: stream.tag(),
-        }
+        Self { key, sample, step, tag: stream.tag() }
     }
 
     /// Four random words: those of elements `4 * block ..`.

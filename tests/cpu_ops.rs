@@ -61,12 +61,7 @@ fn large_norms_and_attention_match_the_reference() {
         Case {
             name: "large group norm".into(),
             op: Op::GroupNorm(norm),
-            operands: vec![
-                Random(vec![n, h, w, c]),
-                Random(vec![c]),
-                Random(vec![c]),
-                Random(vec![n, 2 * c]),
-            ],
+            operands: vec![Random(vec![n, h, w, c]), Random(vec![c]), Random(vec![c]), Random(vec![n, 2 * c])],
         },
         Case {
             name: "attention over 300 tokens".into(),

@@ -118,9 +118,5 @@ pub(crate) fn check_length(what: &str, expected: usize, actual: usize) -> Result
     if expected == actual {
         return Ok(());
     }
-    Err(BackendError::Length {
-        what: what.to_string(),
-        expected,
-        actual,
-    })
+    Err(BackendError::Length { what: what.to_string(), expected, actual })
 }

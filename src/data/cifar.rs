@@ -8,18 +8,7 @@ use super::{DataError, Dataset, Split, check_request};
 const SIDE: usize = 32;
 const PLANE: usize = SIDE * SIDE;
 const RECORD: usize = 1 + 3 * PLANE;
-const CLASSES: [&str; 10] = [
-    "airplane",
-    "automobile",
-    "bird",
-    "cat",
-    "deer",
-    "dog",
-    "frog",
-    "horse",
-    "ship",
-    "truck",
-];
+const CLASSES: [&str; 10] = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"];
 
 /// CIFAR-10: RGB images of 32x32 pixels in ten classes, held in memory.
 #[derive(Debug)]
@@ -46,10 +35,7 @@ impl Cifar10 {
                 });
             }
             let label = |record: &[u8]| record.first().copied().unwrap_or(0);
-            if let Some(bad) = batch
-                .chunks_exact(RECORD)
-                .position(|record| label(record) > 9)
-            {
+            if let Some(bad) = batch.chunks_exact(RECORD).position(|record| label(record) > 9) {
                 return Err(DataError::Malformed {
                     path: path.clone(),
                     offset: (bad * RECORD) as u64,
@@ -103,11 +89,7 @@ impl Dataset for Cifar10 {
         let record = &self.records[index * RECORD..(index + 1) * RECORD];
         let planes = &record[1..];
         for (position, pixel) in out.chunks_exact_mut(3).enumerate() {
-            pixel.copy_from_slice(&[
-                planes[position],
-                planes[PLANE + position],
-                planes[2 * PLANE + position],
-            ]);
+            pixel.copy_from_slice(&[planes[position], planes[PLANE + position], planes[2 * PLANE + position]]);
         }
         Ok(Some(u32::from(record[0])))
     }
@@ -118,14 +100,9 @@ pub(super) fn find_batches(folder: &Path, split: Split) -> Result<Vec<PathBuf>, 
     let mut found: Vec<(u32, PathBuf)> = Vec::new();
     for entry in fs::read_dir(folder).map_err(DataError::os("list", folder))? {
         let path = entry.map_err(DataError::os("list", folder))?.path();
-        let name = path
-            .file_name()
-            .and_then(|name| name.to_str())
-            .unwrap_or_default();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let number = match split {
-            Split::Train => name
-                .strip_prefix("data_batch_")
-                .and_then(|rest| rest.strip_suffix(".bin")?.parse().ok()),
+            Split::Train => name.strip_prefix("data_batch_").and_then(|rest| rest.strip_suffix(".bin")?.parse().ok()),
             Split::Test => (name == "test_batch.bin").then_some(0),
         };
         found.extend(number.map(|number| (number, path)));
@@ -164,16 +141,7 @@ mod tests {
         fs::write(folder.path().join("batches.meta.txt"), "airplane").unwrap();
         let name = folder.path().to_str().unwrap();
         let set = open(name, &OpenOptions::default()).unwrap();
-        assert_eq!(
-            (
-                set.len(),
-                set.channels(),
-                set.height(),
-                set.width(),
-                set.levels()
-            ),
-            (5, 3, 32, 32, 256)
-        );
+        assert_eq!((set.len(), set.channels(), set.height(), set.width(), set.levels()), (5, 3, 32, 32, 256));
         assert_eq!(set.class_names()[3], "cat");
         let mut out = vec![0; 3072];
         for index in 0..5 {
@@ -184,25 +152,10 @@ mod tests {
                 }
             }
         }
-        let test = open(
-            name,
-            &OpenOptions {
-                split: Split::Test,
-                ..OpenOptions::default()
-            },
-        )
-        .unwrap();
-        assert_eq!(
-            (test.len(), test.pixels(0, &mut out).unwrap()),
-            (1, Some(9))
-        );
+        let test = open(name, &OpenOptions { split: Split::Test, ..OpenOptions::default() }).unwrap();
+        assert_eq!((test.len(), test.pixels(0, &mut out).unwrap()), (1, Some(9)));
         let one = folder.path().join("data_batch_10.bin");
-        assert_eq!(
-            open(one.to_str().unwrap(), &OpenOptions::default())
-                .unwrap()
-                .len(),
-            2
-        );
+        assert_eq!(open(one.to_str().unwrap(), &OpenOptions::default()).unwrap().len(), 2);
     }
 
     #[test]
@@ -212,16 +165,13 @@ mod tests {
         let mut bytes = batch(0..2);
         bytes[RECORD] = 10;
         fs::write(&path, &bytes).unwrap();
-        assert!(matches!(
-            Cifar10::open(std::slice::from_ref(&path)),
-            Err(DataError::Malformed { offset: 3073, .. })
-        ));
+        assert!(matches!(Cifar10::open(std::slice::from_ref(&path)), Err(DataError::Malformed { offset: 3073, .. })));
         for (length, whole) in [(0, 3073), (1, 3073), (3074, 6146), (6145, 6146)] {
             fs::write(&path, &batch(0..2)[..length]).unwrap();
             match Cifar10::open(std::slice::from_ref(&path)) {
-                Err(DataError::Length {
-                    expected, actual, ..
-                }) => assert_eq!((expected, actual), (whole, length as u64)),
+                Err(DataError::Length { expected, actual, .. }) => {
+                    assert_eq!((expected, actual), (whole, length as u64))
+                }
                 other => panic!("{other:?}"),
             }
         }

@@ -34,14 +34,11 @@ impl Digits {
         let expected = COUNT * (PIXELS + 1);
         let mut bytes = Vec::with_capacity(expected);
         let file = || PathBuf::from("(embedded) digits.bin.z");
-        ZlibDecoder::new(PACKED)
-            .take(expected as u64 + 1)
-            .read_to_end(&mut bytes)
-            .map_err(|source| DataError::Os {
-                action: "unpack",
-                path: file(),
-                source,
-            })?;
+        ZlibDecoder::new(PACKED).take(expected as u64 + 1).read_to_end(&mut bytes).map_err(|source| DataError::Os {
+            action: "unpack",
+            path: file(),
+            source,
+        })?;
         if bytes.len() != expected {
             return Err(DataError::Length {
                 path: file(),
@@ -104,15 +101,9 @@ mod tests {
         // Printed by scikit-learn 1.9.1: load_digits().images[0] and [1796], the sum of all values and the counts of the classes.
         let mut image = [0; PIXELS];
         assert_eq!(set.pixels(0, &mut image).unwrap(), Some(0));
-        assert_eq!(
-            image[..16],
-            [0, 0, 5, 13, 9, 1, 0, 0, 0, 0, 13, 15, 10, 15, 5, 0]
-        );
+        assert_eq!(image[..16], [0, 0, 5, 13, 9, 1, 0, 0, 0, 0, 13, 15, 10, 15, 5, 0]);
         assert_eq!(set.pixels(1796, &mut image).unwrap(), Some(8));
-        assert_eq!(
-            image[48..],
-            [0, 8, 16, 10, 8, 16, 8, 0, 0, 1, 8, 12, 14, 12, 1, 0]
-        );
+        assert_eq!(image[48..], [0, 8, 16, 10, 8, 16, 8, 0, 0, 1, 8, 12, 14, 12, 1, 0]);
         let mut sum = 0u64;
         let mut counts = [0; 10];
         for index in 0..set.len() {

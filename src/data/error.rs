@@ -89,14 +89,7 @@ pub const KINDS: &str = "`digits` (8x8, built in); a folder with MNIST-style IDX
 
 impl DataError {
     /// For `map_err`: wraps an operating-system error with the action and the path.
-    pub(super) fn os<'a>(
-        action: &'static str,
-        path: &'a Path,
-    ) -> impl FnOnce(std::io::Error) -> DataError + 'a {
-        move |source| DataError::Os {
-            action,
-            path: path.to_path_buf(),
-            source,
-        }
+    pub(super) fn os<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(std::io::Error) -> DataError + 'a {
+        move |source| DataError::Os { action, path: path.to_path_buf(), source }
     }
 }

@@ -30,21 +30,14 @@ impl ImageFolder {
     /// [`DataError::Picture`] for an unreadable header, [`DataError::Uneven`] if sizes or channels differ and `options` does not say what
     /// to make of it, [`DataError::Unknown`] if there are no images or some lie beside the class folders, [`DataError::Os`].
     pub fn open(folder: &Path, options: &OpenOptions) -> Result<Self, DataError> {
-        let unknown = |problem: &str| DataError::Unknown {
-            name: folder.display().to_string(),
-            problem: problem.to_string(),
-        };
+        let unknown =
+            |problem: &str| DataError::Unknown { name: folder.display().to_string(), problem: problem.to_string() };
         if let Some((height, width)) = options.size
             && (height.min(width) == 0 || height.max(width) > MAX_SIDE as usize)
         {
-            return Err(unknown(&format!(
-                "images cannot be scaled to {height} x {width}"
-            )));
+            return Err(unknown(&format!("images cannot be scaled to {height} x {width}")));
         }
-        if options
-            .channels
-            .is_some_and(|channels| !matches!(channels, 1 | 3))
-        {
+        if options.channels.is_some_and(|channels| !matches!(channels, 1 | 3)) {
             return Err(unknown("images have 1 or 3 channels"));
         }
         let (loose, folders) = list(folder)?;
@@ -54,21 +47,12 @@ impl ImageFolder {
             let inside = list_below(&class_folder)?;
             if !inside.is_empty() {
                 let class = classes.len() as u32;
-                classes.push(
-                    class_folder
-                        .file_name()
-                        .unwrap_or_default()
-                        .to_string_lossy()
-                        .into_owned(),
-                );
+                classes.push(class_folder.file_name().unwrap_or_default().to_string_lossy().into_owned());
                 files.extend(inside.into_iter().map(|path| (path, Some(class))));
             }
         }
         if let (Some(stray), false) = (loose.first(), classes.is_empty()) {
-            return Err(unknown(&format!(
-                "{} lies beside the class folders; move it into one",
-                stray.display()
-            )));
+            return Err(unknown(&format!("{} lies beside the class folders; move it into one", stray.display())));
         }
         files.extend(loose.into_iter().map(|path| (path, None)));
         let Some((first, _)) = files.first() else {
@@ -77,14 +61,13 @@ impl ImageFolder {
         let (first_size, first_channels) = inspect(first)?;
         for (path, _) in &files[1..] {
             let (size, channels) = inspect(path)?;
-            let uneven =
-                |what: &dyn Fn((usize, usize), usize) -> String, remedy| DataError::Uneven {
-                    path: path.clone(),
-                    actual: what(size, channels),
-                    first: first.clone(),
-                    expected: what(first_size, first_channels),
-                    remedy,
-                };
+            let uneven = |what: &dyn Fn((usize, usize), usize) -> String, remedy| DataError::Uneven {
+                path: path.clone(),
+                actual: what(size, channels),
+                first: first.clone(),
+                expected: what(first_size, first_channels),
+                remedy,
+            };
             if options.size.is_none() && size != first_size {
                 return Err(uneven(
                     &|(height, width), _| format!("{height} x {width} pixels"),
@@ -100,11 +83,7 @@ impl ImageFolder {
         }
         let (height, width) = options.size.unwrap_or(first_size);
         Ok(Self {
-            name: folder
-                .file_name()
-                .unwrap_or_default()
-                .to_string_lossy()
-                .into_owned(),
+            name: folder.file_name().unwrap_or_default().to_string_lossy().into_owned(),
             files,
             classes,
             channels: options.channels.unwrap_or(first_channels),
@@ -155,11 +134,7 @@ impl Dataset for ImageFolder {
         if self.fit {
             image = cut_and_scale(image, self.height, self.width);
         }
-        let bytes = if self.channels == 1 {
-            image.into_luma8().into_raw()
-        } else {
-            image.into_rgb8().into_raw()
-        };
+        let bytes = if self.channels == 1 { image.into_luma8().into_raw() } else { image.into_rgb8().into_raw() };
         if bytes.len() != out.len() {
             return Err(DataError::Picture {
                 path: path.clone(),
@@ -217,9 +192,7 @@ mod tests {
 
     fn rgb(path: &Path, width: u32, height: u32, pixel: impl Fn(u32, u32) -> [u8; 3]) {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
-        RgbImage::from_fn(width, height, |x, y| Rgb(pixel(x, y)))
-            .save(path)
-            .unwrap();
+        RgbImage::from_fn(width, height, |x, y| Rgb(pixel(x, y))).save(path).unwrap();
     }
 
     fn open_with(folder: &Path, options: OpenOptions) -> Result<Box<dyn Dataset>, DataError> {
@@ -237,24 +210,12 @@ mod tests {
         fs::write(root.path().join("cat/notes.txt"), "no image").unwrap();
         rgb(&root.path().join("cat/.hidden.png"), 9, 9, pixel(9));
         let set = open_with(root.path(), OpenOptions::default()).unwrap();
-        assert_eq!(
-            (set.len(), set.channels(), set.height(), set.width()),
-            (3, 3, 2, 3)
-        );
-        assert_eq!(
-            (set.num_classes(), set.class_names()),
-            (Some(2), vec!["cat".into(), "dog".into()])
-        );
+        assert_eq!((set.len(), set.channels(), set.height(), set.width()), (3, 3, 2, 3));
+        assert_eq!((set.num_classes(), set.class_names()), (Some(2), vec!["cat".into(), "dog".into()]));
         for (index, first, class) in [(0, 3, 0), (1, 2, 0), (2, 1, 1)] {
             let mut out = [0; 18];
             assert_eq!(set.pixels(index, &mut out).unwrap(), Some(class));
-            assert_eq!(
-                out,
-                [
-                    first, 0, 0, first, 10, 0, first, 20, 0, first, 0, 20, first, 10, 20, first,
-                    20, 20
-                ]
-            );
+            assert_eq!(out, [first, 0, 0, first, 10, 0, first, 20, 0, first, 0, 20, first, 10, 20, first, 20, 20]);
         }
     }
 
@@ -262,38 +223,18 @@ mod tests {
     fn a_flat_folder_has_no_classes_and_pictures_must_agree() {
         let root = tempfile::tempdir().unwrap();
         let path = |name: &str| root.path().join(name);
-        GrayImage::from_fn(4, 4, |x, y| Luma([(x * 16 + y) as u8]))
-            .save(path("a.png"))
-            .unwrap();
+        GrayImage::from_fn(4, 4, |x, y| Luma([(x * 16 + y) as u8])).save(path("a.png")).unwrap();
         let set = open_with(root.path(), OpenOptions::default()).unwrap();
         let mut out = [0; 16];
-        assert_eq!(
-            (
-                set.channels(),
-                set.num_classes(),
-                set.pixels(0, &mut out).unwrap()
-            ),
-            (1, None, None)
-        );
+        assert_eq!((set.channels(), set.num_classes(), set.pixels(0, &mut out).unwrap()), (1, None, None));
         assert_eq!(out[..5], [0, 16, 32, 48, 1]);
 
         rgb(&path("b.png"), 4, 4, |_, _| [1, 2, 3]);
-        let text = open_with(root.path(), OpenOptions::default())
-            .unwrap_err()
-            .to_string();
-        assert!(
-            text.contains("b.png is coloured") && text.contains("a.png is grey"),
-            "{text}"
-        );
-        let three = OpenOptions {
-            channels: Some(3),
-            ..OpenOptions::default()
-        };
+        let text = open_with(root.path(), OpenOptions::default()).unwrap_err().to_string();
+        assert!(text.contains("b.png is coloured") && text.contains("a.png is grey"), "{text}");
+        let three = OpenOptions { channels: Some(3), ..OpenOptions::default() };
         let mut out = [0; 48];
-        open_with(root.path(), three)
-            .unwrap()
-            .pixels(0, &mut out)
-            .unwrap();
+        open_with(root.path(), three).unwrap().pixels(0, &mut out).unwrap();
         assert_eq!(out[..6], [0, 0, 0, 16, 16, 16]);
 
         rgb(&path("c.png"), 5, 4, |_, _| [1, 2, 3]);
@@ -301,14 +242,8 @@ mod tests {
         assert!(text.contains("c.png is 4 x 5 pixels"), "{text}");
         rgb(&path("class/d.png"), 4, 4, |_, _| [0; 3]);
         let text = open_with(root.path(), three).unwrap_err().to_string();
-        assert!(
-            text.contains("a.png lies beside the class folders"),
-            "{text}"
-        );
-        let zero = OpenOptions {
-            size: Some((0, 4)),
-            ..OpenOptions::default()
-        };
+        assert!(text.contains("a.png lies beside the class folders"), "{text}");
+        let zero = OpenOptions { size: Some((0, 4)), ..OpenOptions::default() };
         assert!(open_with(root.path(), zero).is_err());
     }
 
@@ -321,23 +256,16 @@ mod tests {
             4..8 => [x as u8 * 16, y as u8 * 16, 7],
             _ => [0, 0, 255],
         });
-        let high = RgbaImage::from_fn(8, 24, |_, y| {
-            image::Rgba([if (8..16).contains(&y) { 90 } else { 200 }, 60, 30, 128])
-        });
+        let high =
+            RgbaImage::from_fn(8, 24, |_, y| image::Rgba([if (8..16).contains(&y) { 90 } else { 200 }, 60, 30, 128]));
         high.save(root.path().join("b.png")).unwrap();
         rgb(&root.path().join("c.png"), 1, 300, |_, _| [9, 8, 7]);
-        let options = OpenOptions {
-            size: Some((4, 4)),
-            ..OpenOptions::default()
-        };
+        let options = OpenOptions { size: Some((4, 4)), ..OpenOptions::default() };
         let set = open_with(root.path(), options).unwrap();
         let mut out = [0; 48];
         set.pixels(0, &mut out).unwrap();
         for (position, pixel) in out.chunks(3).enumerate() {
-            assert_eq!(
-                pixel,
-                [(position % 4 + 4) as u8 * 16, (position / 4) as u8 * 16, 7]
-            );
+            assert_eq!(pixel, [(position % 4 + 4) as u8 * 16, (position / 4) as u8 * 16, 7]);
         }
         set.pixels(1, &mut out).unwrap();
         assert_eq!(out, [90, 60, 30].repeat(16)[..]);
@@ -348,33 +276,17 @@ mod tests {
     #[test]
     fn shrinking_averages() {
         let root = tempfile::tempdir().unwrap();
-        rgb(&root.path().join("a.png"), 64, 64, |x, y| {
-            [(x * 4) as u8, (y * 4) as u8, ((x + y) % 2 * 255) as u8]
-        });
-        let set = open_with(
-            root.path(),
-            OpenOptions {
-                size: Some((8, 8)),
-                ..OpenOptions::default()
-            },
-        )
-        .unwrap();
+        rgb(&root.path().join("a.png"), 64, 64, |x, y| [(x * 4) as u8, (y * 4) as u8, ((x + y) % 2 * 255) as u8]);
+        let set = open_with(root.path(), OpenOptions { size: Some((8, 8)), ..OpenOptions::default() }).unwrap();
         let mut out = [0; 192];
         set.pixels(0, &mut out).unwrap();
         for y in 1..7usize {
             for x in 1..7usize {
                 // A ramp keeps its value at each pixel's centre, 8 k + 3.5; the checkerboard becomes grey.
                 let pixel = &out[(y * 8 + x) * 3..][..3];
-                let expected = [
-                    (x as f64 * 8.0 + 3.5) * 4.0,
-                    (y as f64 * 8.0 + 3.5) * 4.0,
-                    127.5,
-                ];
+                let expected = [(x as f64 * 8.0 + 3.5) * 4.0, (y as f64 * 8.0 + 3.5) * 4.0, 127.5];
                 for (&byte, expected) in pixel.iter().zip(expected) {
-                    assert!(
-                        (f64::from(byte) - expected).abs() <= 1.0,
-                        "{pixel:?} at {x}, {y}"
-                    );
+                    assert!((f64::from(byte) - expected).abs() <= 1.0, "{pixel:?} at {x}, {y}");
                 }
             }
         }
@@ -389,20 +301,11 @@ mod tests {
         let mut out = [0; 768];
         set.pixels(0, &mut out).unwrap();
         for pixel in out.chunks(3) {
-            assert!(
-                pixel
-                    .iter()
-                    .zip([200, 100, 50])
-                    .all(|(&a, b)| a.abs_diff(b) <= 3),
-                "{pixel:?}"
-            );
+            assert!(pixel.iter().zip([200, 100, 50]).all(|(&a, b)| a.abs_diff(b) <= 3), "{pixel:?}");
         }
         fs::write(&path, b"\x89PNG\r\n\x1a\nnothing").unwrap();
         let text = set.pixels(0, &mut out).unwrap_err().to_string();
         assert!(text.contains("a.jpeg"), "{text}");
-        assert!(matches!(
-            open_with(root.path(), OpenOptions::default()),
-            Err(DataError::Picture { .. })
-        ));
+        assert!(matches!(open_with(root.path(), OpenOptions::default()), Err(DataError::Picture { .. })));
     }
 }

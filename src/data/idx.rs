@@ -45,11 +45,7 @@ impl IdxDataset {
         }
         let highest = label_bytes.as_ref().and_then(|bytes| bytes.iter().max());
         Ok(Self {
-            name: images
-                .file_name()
-                .unwrap_or_default()
-                .to_string_lossy()
-                .into_owned(),
+            name: images.file_name().unwrap_or_default().to_string_lossy().into_owned(),
             height,
             width,
             images: pixels,
@@ -103,69 +99,38 @@ impl Dataset for IdxDataset {
 /// A file's bytes, decompressed if it begins as gzip does.
 fn open_stream(path: &Path) -> Result<(Box<dyn Read>, u64, bool), DataError> {
     let mut file = File::open(path).map_err(DataError::os("open", path))?;
-    let length = file
-        .metadata()
-        .map_err(DataError::os("inspect", path))?
-        .len();
+    let length = file.metadata().map_err(DataError::os("inspect", path))?.len();
     let mut start = Vec::new();
-    (&mut file)
-        .take(2)
-        .read_to_end(&mut start)
-        .map_err(DataError::os("read", path))?;
+    (&mut file).take(2).read_to_end(&mut start).map_err(DataError::os("read", path))?;
     let zipped = start == [0x1f, 0x8b];
     let whole = BufReader::new(std::io::Cursor::new(start).chain(file));
-    let stream: Box<dyn Read> = if zipped {
-        Box::new(MultiGzDecoder::new(whole))
-    } else {
-        Box::new(whole)
-    };
+    let stream: Box<dyn Read> = if zipped { Box::new(MultiGzDecoder::new(whole)) } else { Box::new(whole) };
     Ok((stream, length, zipped))
 }
 
 /// Reads an IDX file of unsigned bytes with `D` dimensions.
 fn read<const D: usize>(path: &Path) -> Result<([usize; D], Vec<u8>), DataError> {
-    let malformed = |offset, problem| DataError::Malformed {
-        path: path.to_path_buf(),
-        offset,
-        problem,
-    };
+    let malformed = |offset, problem| DataError::Malformed { path: path.to_path_buf(), offset, problem };
     let (mut stream, length, zipped) = open_stream(path)?;
     let header_length = 4 + 4 * D as u64;
     let mut header = Vec::new();
-    stream
-        .by_ref()
-        .take(header_length)
-        .read_to_end(&mut header)
-        .map_err(DataError::os("read", path))?;
+    stream.by_ref().take(header_length).read_to_end(&mut header).map_err(DataError::os("read", path))?;
     let (words, []) = header.as_chunks::<4>() else {
-        return Err(malformed(
-            0,
-            format!("the file ends inside its header of {header_length} bytes"),
-        ));
+        return Err(malformed(0, format!("the file ends inside its header of {header_length} bytes")));
     };
     let expected_magic = [0, 0, 8, D as u8];
-    let (Some(magic), Some(Ok(extents))) =
-        (words.first(), words.get(1..).map(<[[u8; 4]; D]>::try_from))
-    else {
-        return Err(malformed(
-            0,
-            format!("the file ends inside its header of {header_length} bytes"),
-        ));
+    let (Some(magic), Some(Ok(extents))) = (words.first(), words.get(1..).map(<[[u8; 4]; D]>::try_from)) else {
+        return Err(malformed(0, format!("the file ends inside its header of {header_length} bytes")));
     };
     if *magic != expected_magic {
         return Err(malformed(
             0,
-            format!(
-                "it begins with {magic:02x?}; IDX bytes with {D} dimensions begin with {expected_magic:02x?}"
-            ),
+            format!("it begins with {magic:02x?}; IDX bytes with {D} dimensions begin with {expected_magic:02x?}"),
         ));
     }
     let dimensions = extents.map(|word| u32::from_be_bytes(word) as usize);
     if let Some(zero) = dimensions.iter().position(|&extent| extent == 0) {
-        return Err(malformed(
-            4 + 4 * zero as u64,
-            format!("dimension {zero} is 0"),
-        ));
+        return Err(malformed(4 + 4 * zero as u64, format!("dimension {zero} is 0")));
     }
     let wanted = dimensions
         .iter()
@@ -178,21 +143,14 @@ fn read<const D: usize>(path: &Path) -> Result<([usize; D], Vec<u8>), DataError>
         expected: wanted,
         actual,
     };
-    let possible = if zipped {
-        length.saturating_mul(MAX_GZIP_RATIO)
-    } else {
-        length
-    };
+    let possible = if zipped { length.saturating_mul(MAX_GZIP_RATIO) } else { length };
     if wanted > possible || (!zipped && wanted != length) {
         return Err(wrong_length(possible));
     }
     let wanted_data = wanted - header_length;
     // From a compressed file the buffer grows with what really arrives.
     let mut data = Vec::with_capacity(if zipped { 0 } else { wanted_data as usize });
-    stream
-        .take(wanted_data + 1)
-        .read_to_end(&mut data)
-        .map_err(DataError::os("read", path))?;
+    stream.take(wanted_data + 1).read_to_end(&mut data).map_err(DataError::os("read", path))?;
     if data.len() as u64 != wanted_data {
         return Err(wrong_length(header_length + data.len() as u64));
     }
@@ -215,9 +173,7 @@ pub(super) fn find_pair(folder: &Path, split: Split) -> Option<(PathBuf, Option<
     };
     prefixes
         .iter()
-        .flat_map(|prefix| {
-            ["-idx3-ubyte", ".idx3-ubyte"].map(|kind| format!("{prefix}-images{kind}"))
-        })
+        .flat_map(|prefix| ["-idx3-ubyte", ".idx3-ubyte"].map(|kind| format!("{prefix}-images{kind}")))
         .flat_map(|name| [folder.join(&name), folder.join(name + ".gz")])
         .find(|path| path.is_file())
         .map(|images| {
@@ -251,21 +207,10 @@ mod tests {
         let pixels: Vec<u8> = (0..3 * 4 * 5).map(|i| (i * 37 % 256) as u8).collect();
         let images = idx_bytes(&[3, 4, 5], &pixels);
         let labels = idx_bytes(&[3], &[7, 0, 9]);
-        let (suffix, images, labels) = if zipped {
-            (".gz", gzip(&images), gzip(&labels))
-        } else {
-            ("", images, labels)
-        };
-        fs::write(
-            folder.join(format!("{prefix}-images-idx3-ubyte{suffix}")),
-            images,
-        )
-        .unwrap();
-        fs::write(
-            folder.join(format!("{prefix}-labels-idx1-ubyte{suffix}")),
-            labels,
-        )
-        .unwrap();
+        let (suffix, images, labels) =
+            if zipped { (".gz", gzip(&images), gzip(&labels)) } else { ("", images, labels) };
+        fs::write(folder.join(format!("{prefix}-images-idx3-ubyte{suffix}")), images).unwrap();
+        fs::write(folder.join(format!("{prefix}-labels-idx1-ubyte{suffix}")), labels).unwrap();
         pixels
     }
 
@@ -275,31 +220,17 @@ mod tests {
             for zipped in [false, true] {
                 let folder = tempfile::tempdir().unwrap();
                 let pixels = pair(folder.path(), prefix, zipped);
-                let options = OpenOptions {
-                    split,
-                    ..OpenOptions::default()
-                };
+                let options = OpenOptions { split, ..OpenOptions::default() };
                 let set = open(folder.path().to_str().unwrap(), &options).unwrap();
-                assert_eq!(
-                    (set.len(), set.channels(), set.height(), set.width()),
-                    (3, 1, 4, 5)
-                );
-                assert_eq!(
-                    (set.num_classes(), set.levels(), set.class_names().len()),
-                    (Some(10), 256, 10)
-                );
+                assert_eq!((set.len(), set.channels(), set.height(), set.width()), (3, 1, 4, 5));
+                assert_eq!((set.num_classes(), set.levels(), set.class_names().len()), (Some(10), 256, 10));
                 let mut out = [0; 20];
                 for (index, label) in [7, 0, 9].into_iter().enumerate() {
                     assert_eq!(set.pixels(index, &mut out).unwrap(), Some(label));
                     assert_eq!(out, pixels[index * 20..][..20]);
                 }
-                let other = OpenOptions {
-                    split: split.other(),
-                    ..options
-                };
-                let text = open(folder.path().to_str().unwrap(), &other)
-                    .unwrap_err()
-                    .to_string();
+                let other = OpenOptions { split: split.other(), ..options };
+                let text = open(folder.path().to_str().unwrap(), &other).unwrap_err().to_string();
                 assert!(text.contains("part asked for"), "{text}");
             }
         }
@@ -311,16 +242,10 @@ mod tests {
         pair(folder.path(), "emnist-train", true);
         let path = folder.path().join("emnist-train-images-idx3-ubyte.gz");
         let path = path.to_str().unwrap();
-        assert_eq!(
-            open(path, &OpenOptions::default()).unwrap().num_classes(),
-            Some(10)
-        );
+        assert_eq!(open(path, &OpenOptions::default()).unwrap().num_classes(), Some(10));
         fs::remove_file(folder.path().join("emnist-train-labels-idx1-ubyte.gz")).unwrap();
         let set = open(path, &OpenOptions::default()).unwrap();
-        assert_eq!(
-            (set.num_classes(), set.pixels(1, &mut [0; 20]).unwrap()),
-            (None, None)
-        );
+        assert_eq!((set.num_classes(), set.pixels(1, &mut [0; 20]).unwrap()), (None, None));
     }
 
     #[test]
@@ -334,46 +259,17 @@ mod tests {
             IdxDataset::open(&path, None)
         };
         assert!(try_bytes(&good).is_ok());
-        assert!(matches!(
-            try_bytes(&good[..23]),
-            Err(DataError::Length {
-                expected: 24,
-                actual: 23,
-                ..
-            })
-        ));
-        assert!(matches!(
-            try_bytes(&[&good[..], &[0]].concat()),
-            Err(DataError::Length { actual: 25, .. })
-        ));
-        assert!(matches!(
-            try_bytes(&gzip(&good[..23])),
-            Err(DataError::Length { actual: 23, .. })
-        ));
-        assert!(matches!(
-            try_bytes(&good[..9]),
-            Err(DataError::Malformed { offset: 0, .. })
-        ));
-        assert!(matches!(
-            try_bytes(&idx_bytes(&[2, 0, 2], &[])),
-            Err(DataError::Malformed { offset: 8, .. })
-        ));
-        assert!(matches!(
-            try_bytes(&idx_bytes(&[8], &[1; 8])),
-            Err(DataError::Malformed { offset: 0, .. })
-        ));
+        assert!(matches!(try_bytes(&good[..23]), Err(DataError::Length { expected: 24, actual: 23, .. })));
+        assert!(matches!(try_bytes(&[&good[..], &[0]].concat()), Err(DataError::Length { actual: 25, .. })));
+        assert!(matches!(try_bytes(&gzip(&good[..23])), Err(DataError::Length { actual: 23, .. })));
+        assert!(matches!(try_bytes(&good[..9]), Err(DataError::Malformed { offset: 0, .. })));
+        assert!(matches!(try_bytes(&idx_bytes(&[2, 0, 2], &[])), Err(DataError::Malformed { offset: 8, .. })));
+        assert!(matches!(try_bytes(&idx_bytes(&[8], &[1; 8])), Err(DataError::Malformed { offset: 0, .. })));
         let huge = idx_bytes(&[u32::MAX, u32::MAX, u32::MAX], &[1; 8]);
         assert!(try_bytes(&huge).is_err());
         assert!(try_bytes(&gzip(&idx_bytes(&[u32::MAX, 64, 64], &[1; 8]))).is_err());
         fs::write(&path, &good).unwrap();
         fs::write(&labels, idx_bytes(&[3], &[0, 1, 2])).unwrap();
-        assert!(matches!(
-            IdxDataset::open(&path, Some(&labels)),
-            Err(DataError::Pair {
-                images: 2,
-                labels: 3,
-                ..
-            })
-        ));
+        assert!(matches!(IdxDataset::open(&path, Some(&labels)), Err(DataError::Pair { images: 2, labels: 3, .. })));
     }
 }

@@ -105,10 +105,7 @@ pub fn open(name: &str, options: &OpenOptions) -> Result<Box<dyn Dataset>, DataE
         return Ok(Box::new(Digits::load()?));
     }
     let path = Path::new(name);
-    let unknown = |problem: &str| DataError::Unknown {
-        name: name.to_string(),
-        problem: problem.to_string(),
-    };
+    let unknown = |problem: &str| DataError::Unknown { name: name.to_string(), problem: problem.to_string() };
     if path.is_dir() {
         if let Some((images, labels)) = idx::find_pair(path, options.split) {
             return Ok(Box::new(IdxDataset::open(&images, labels.as_deref())?));
@@ -118,10 +115,7 @@ pub fn open(name: &str, options: &OpenOptions) -> Result<Box<dyn Dataset>, DataE
             return Ok(Box::new(Cifar10::open(&batches)?));
         }
         if let Some(other) = idx::find_pair(path, options.split.other()).map(|pair| pair.0) {
-            return Err(unknown(&format!(
-                "it has {}, but not the part asked for",
-                other.display()
-            )));
+            return Err(unknown(&format!("it has {}, but not the part asked for", other.display())));
         }
         return Ok(Box::new(ImageFolder::open(path, options)?));
     }
@@ -135,9 +129,7 @@ pub fn open(name: &str, options: &OpenOptions) -> Result<Box<dyn Dataset>, DataE
     if path.extension().is_some_and(|extension| extension == "bin") {
         return Ok(Box::new(Cifar10::open(&[path.to_path_buf()])?));
     }
-    Err(unknown(
-        "the file is neither IDX images nor a CIFAR-10 batch",
-    ))
+    Err(unknown("the file is neither IDX images nor a CIFAR-10 batch"))
 }
 
 impl Split {
@@ -152,11 +144,7 @@ impl Split {
 /// Checks the arguments of [`Dataset::pixels`].
 fn check_request(set: &dyn Dataset, index: usize, out: &[u8]) {
     assert!(index < set.len(), "image {index} of {}", set.len());
-    assert_eq!(
-        out.len(),
-        set.image_len(),
-        "length of the buffer for an image"
-    );
+    assert_eq!(out.len(), set.image_len(), "length of the buffer for an image");
 }
 
 #[cfg(test)]
@@ -183,16 +171,9 @@ mod tests {
         std::fs::write(&file, "text").unwrap();
         let empty = folder.path().join("empty");
         std::fs::create_dir(&empty).unwrap();
-        for name in [
-            file.to_str().unwrap(),
-            "/nonexistent/x",
-            empty.to_str().unwrap(),
-        ] {
+        for name in [file.to_str().unwrap(), "/nonexistent/x", empty.to_str().unwrap()] {
             let text = open(name, &OpenOptions::default()).unwrap_err().to_string();
-            assert!(
-                text.contains("train-images-idx3-ubyte") && text.contains(name),
-                "{text}"
-            );
+            assert!(text.contains("train-images-idx3-ubyte") && text.contains(name), "{text}");
         }
     }
 }

@@ -49,9 +49,7 @@ mod tests {
 
     fn epoch(seed: u64, epoch: u64, len: usize) -> Vec<usize> {
         let first = epoch * len as u64;
-        (first..first + len as u64)
-            .map(|example| dataset_index(seed, example, len))
-            .collect()
+        (first..first + len as u64).map(|example| dataset_index(seed, example, len)).collect()
     }
 
     #[test]
@@ -89,10 +87,7 @@ mod tests {
         }
         // 1,000 of each, give or take the sampling deviation of 31.
         assert_eq!(counts.len(), 24);
-        assert!(
-            counts.values().all(|&count| (850..1150).contains(&count)),
-            "{counts:?}"
-        );
+        assert!(counts.values().all(|&count| (850..1150).contains(&count)), "{counts:?}");
     }
 
     #[test]
@@ -103,27 +98,16 @@ mod tests {
         let mut steps = vec![0f64; len];
         for e in 0..epochs {
             let order = epoch(3, e, len);
-            order
-                .iter()
-                .enumerate()
-                .for_each(|(position, &image)| counts[image * len + position] += 1.0);
-            order
-                .windows(2)
-                .for_each(|pair| steps[(pair[1] + len - pair[0]) % len] += 1.0);
+            order.iter().enumerate().for_each(|(position, &image)| counts[image * len + position] += 1.0);
+            order.windows(2).for_each(|pair| steps[(pair[1] + len - pair[0]) % len] += 1.0);
         }
         let expected = epochs as f64 / len as f64;
         for image in counts.chunks(len) {
-            let chi: f64 = image
-                .iter()
-                .map(|n| (n - expected).powi(2) / expected)
-                .sum();
+            let chi: f64 = image.iter().map(|n| (n - expected).powi(2) / expected).sum();
             assert!((45.0..170.0).contains(&chi), "{chi}");
         }
         let expected = (epochs as usize * (len - 1)) as f64 / (len - 1) as f64;
-        let chi: f64 = steps[1..]
-            .iter()
-            .map(|n| (n - expected).powi(2) / expected)
-            .sum();
+        let chi: f64 = steps[1..].iter().map(|n| (n - expected).powi(2) / expected).sum();
         assert!((45.0..170.0).contains(&chi), "{chi}");
     }
 }

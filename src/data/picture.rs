@@ -16,27 +16,18 @@ pub(super) const MAX_SIDE: u32 = 1 << 16;
 
 /// A decoder whose header is read and whose claimed size is possible for a file of this length.
 fn open_picture(path: &Path) -> Result<impl ImageDecoder + use<>, DataError> {
-    let picture = |problem: String| DataError::Picture {
-        path: path.to_path_buf(),
-        problem,
-    };
+    let picture = |problem: String| DataError::Picture { path: path.to_path_buf(), problem };
     let file = fs::File::open(path).map_err(DataError::os("open", path))?;
-    let length = file
-        .metadata()
-        .map_err(DataError::os("inspect", path))?
-        .len();
+    let length = file.metadata().map_err(DataError::os("inspect", path))?.len();
     let possible = length.saturating_mul(MAX_RATIO);
-    let mut reader = ImageReader::new(BufReader::new(file))
-        .with_guessed_format()
-        .map_err(DataError::os("read", path))?;
+    let mut reader =
+        ImageReader::new(BufReader::new(file)).with_guessed_format().map_err(DataError::os("read", path))?;
     let mut limits = Limits::default();
     limits.max_image_width = Some(MAX_SIDE);
     limits.max_image_height = Some(MAX_SIDE);
     limits.max_alloc = Some(possible.max(1 << 16));
     reader.limits(limits);
-    let decoder = reader
-        .into_decoder()
-        .map_err(|error| picture(error.to_string()))?;
+    let decoder = reader.into_decoder().map_err(|error| picture(error.to_string()))?;
     let (width, height) = decoder.dimensions();
     if width == 0 || height == 0 || decoder.total_bytes() > possible {
         return Err(picture(format!(
@@ -50,19 +41,13 @@ fn open_picture(path: &Path) -> Result<impl ImageDecoder + use<>, DataError> {
 pub(super) fn inspect(path: &Path) -> Result<((usize, usize), usize), DataError> {
     let decoder = open_picture(path)?;
     let (width, height) = decoder.dimensions();
-    let channels = if decoder.color_type().has_color() {
-        3
-    } else {
-        1
-    };
+    let channels = if decoder.color_type().has_color() { 3 } else { 1 };
     Ok(((height as usize, width as usize), channels))
 }
 
 pub(super) fn decode(path: &Path) -> Result<DynamicImage, DataError> {
-    DynamicImage::from_decoder(open_picture(path)?).map_err(|error| DataError::Picture {
-        path: path.to_path_buf(),
-        problem: error.to_string(),
-    })
+    DynamicImage::from_decoder(open_picture(path)?)
+        .map_err(|error| DataError::Picture { path: path.to_path_buf(), problem: error.to_string() })
 }
 
 /// Cuts the largest centred part with the proportions of `height` x `width`, then scales it (bicubic, averaging when it shrinks).

@@ -145,11 +145,7 @@ impl TrainingObjective {
             dout[at] = T::put(scale * d_model);
         }
         simple /= count;
-        Ok(ExampleLoss {
-            loss: mse_weight * simple + vb_weight * vb,
-            simple,
-            vb,
-        })
+        Ok(ExampleLoss { loss: mse_weight * simple + vb_weight * vb, simple, vb })
     }
 }
 
@@ -172,7 +168,8 @@ mod tests {
                 for objective in objectives {
                     for t in [0, 5] {
                         let weighting = LossWeighting::MinSnr { gamma: 5.0 };
-                        let o = TrainingObjective::new(schedule.clone(), prediction, variance, objective, weighting, 256);
+                        let o =
+                            TrainingObjective::new(schedule.clone(), prediction, variance, objective, weighting, 256);
                         check_gradient(&o, t);
                     }
                 }

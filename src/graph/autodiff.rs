@@ -18,11 +18,7 @@ pub fn backward(
     seeds: &[(ValueId, ValueId)],
     wrt: &[ValueId],
 ) -> Result<Vec<Option<ValueId>>, GraphError> {
-    let mut tape = Tape {
-        needs: depends_on_parameters(graph, wrt),
-        grads: BTreeMap::new(),
-        graph,
-    };
+    let mut tape = Tape { needs: depends_on_parameters(graph, wrt), grads: BTreeMap::new(), graph };
     for &(value, gradient) in seeds {
         tape.accumulate(value, gradient)?;
     }
@@ -36,11 +32,7 @@ pub fn backward(
 
 /// Marks the values through which a gradient must flow.
 fn depends_on_parameters(graph: &Graph, wrt: &[ValueId]) -> Vec<bool> {
-    let mut needs: Vec<bool> = graph
-        .values
-        .iter()
-        .map(|v| matches!(v.source, Source::Param(_)))
-        .collect();
+    let mut needs: Vec<bool> = graph.values.iter().map(|v| matches!(v.source, Source::Param(_))).collect();
     for v in wrt {
         needs[v.index()] = true;
     }
@@ -114,10 +106,7 @@ impl Tape<'_> {
                     };
                     self.emit(dgrad, &[dz, x[1]], &[x[0]])?;
                 }
-                let wgrad = Op::ConvWgrad {
-                    geometry: *geometry,
-                    bias: epilogue.bias,
-                };
+                let wgrad = Op::ConvWgrad { geometry: *geometry, bias: epilogue.bias };
                 self.emit(wgrad, &[dz, x[0]], &x[1..])
             }
             Op::Linear(epilogue) => {
@@ -133,9 +122,7 @@ impl Tape<'_> {
                 inputs.push(y[1]);
                 self.emit(Op::GroupNormGrad(*norm), &inputs, x)
             }
-            Op::Attention { heads } => {
-                self.emit(Op::AttentionGrad { heads: *heads }, &[dy, x[0], y[0], y[1]], x)
-            }
+            Op::Attention { heads } => self.emit(Op::AttentionGrad { heads: *heads }, &[dy, x[0], y[0], y[1]], x),
             Op::Embedding => {
                 let vocabulary = self.graph.shape(x[0]).batch();
                 self.emit(Op::EmbeddingGrad { vocabulary }, &[dy, x[1]], &x[..1])

@@ -45,12 +45,7 @@ impl Graph {
         groups: usize,
         eps: f64,
     ) -> Result<ValueId, GraphError> {
-        let norm = GroupNorm {
-            groups,
-            eps,
-            silu: false,
-            modulated: scale_shift.is_some(),
-        };
+        let norm = GroupNorm { groups, eps, silu: false, modulated: scale_shift.is_some() };
         let inputs: Vec<_> = [x, gamma, beta].into_iter().chain(scale_shift).collect();
         self.one(Op::GroupNorm(norm), &inputs)
     }

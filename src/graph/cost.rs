@@ -20,9 +20,7 @@ pub fn flops(graph: &Graph, node: &Node) -> u64 {
             2 * numel(0) * taps * graph.shape(node.inputs[1]).channels() as u64
         }
         Op::Linear(_) => 2 * out().numel() as u64 * graph.shape(node.inputs[0]).channels() as u64,
-        Op::LinearDgrad { .. } | Op::LinearWgrad { .. } => {
-            2 * numel(0) * graph.shape(node.inputs[1]).channels() as u64
-        }
+        Op::LinearDgrad { .. } | Op::LinearWgrad { .. } => 2 * numel(0) * graph.shape(node.inputs[1]).channels() as u64,
         Op::Attention { .. } => attention(graph, node, 0),
         // Scores again, then four products of the same size.
         Op::AttentionGrad { .. } => attention(graph, node, 1) / 2 * 5,
@@ -39,11 +37,7 @@ fn attention(graph: &Graph, node: &Node, qkv: usize) -> u64 {
 
 /// Bytes that a node must move: every operand read once, every result written once.
 pub fn bytes(graph: &Graph, node: &Node) -> u64 {
-    node.inputs
-        .iter()
-        .chain(&node.outputs)
-        .map(|&v| 4 * graph.shape(v).numel() as u64)
-        .sum()
+    node.inputs.iter().chain(&node.outputs).map(|&v| 4 * graph.shape(v).numel() as u64).sum()
 }
 
 /// Floating-point operations of the whole graph.

@@ -86,12 +86,8 @@ fn absorb(
     let merged = |i: usize, p: &Node, op: Op, extra: &[ValueId]| {
         let mut outputs = node.outputs.clone();
         outputs.extend(&p.outputs[1..]);
-        let node = Node {
-            op,
-            inputs: p.inputs.iter().chain(extra).copied().collect(),
-            outputs,
-            scope: p.scope.clone(),
-        };
+        let node =
+            Node { op, inputs: p.inputs.iter().chain(extra).copied().collect(), outputs, scope: p.scope.clone() };
         Some((node, i))
     };
     match &node.op {
@@ -103,7 +99,8 @@ fn absorb(
         }
         Op::AddPerImage => {
             let (i, p) = producer(node.inputs[0])?;
-            let op = p.op.with_epilogue(|e| (!e.per_image && !e.residual && e.scale == 1.0).then(|| e.per_image = true))?;
+            let op =
+                p.op.with_epilogue(|e| (!e.per_image && !e.residual && e.scale == 1.0).then(|| e.per_image = true))?;
             merged(i, p, op, &node.inputs[1..])
         }
         Op::Add => {
@@ -148,18 +145,10 @@ impl Op {
     fn with_residual(&self) -> Option<Op> {
         match *self {
             Op::LinearDgrad { residual: false } => Some(Op::LinearDgrad { residual: true }),
-            Op::ConvDgrad {
-                geometry,
-                input_size,
-                residual: false,
-            } => Some(Op::ConvDgrad {
-                geometry,
-                input_size,
-                residual: true,
-            }),
-            _ => self.with_epilogue(|e| {
-                (!e.residual && e.scale == 1.0).then(|| e.residual = true)
-            }),
+            Op::ConvDgrad { geometry, input_size, residual: false } => {
+                Some(Op::ConvDgrad { geometry, input_size, residual: true })
+            }
+            _ => self.with_epilogue(|e| (!e.residual && e.scale == 1.0).then(|| e.residual = true)),
         }
     }
 }

@@ -14,11 +14,7 @@ struct Check<'a> {
 
 impl Check<'_> {
     fn error(&self, detail: String) -> GraphError {
-        GraphError::Shape {
-            op: self.op.name(),
-            inputs: self.inputs.iter().map(|i| i.0).collect(),
-            detail,
-        }
+        GraphError::Shape { op: self.op.name(), inputs: self.inputs.iter().map(|i| i.0).collect(), detail }
     }
 
     fn shape(&self, index: usize) -> Shape {
@@ -30,9 +26,7 @@ impl Check<'_> {
     }
 
     fn count(&self, n: usize) -> Result<(), GraphError> {
-        self.require(self.inputs.len() == n, || {
-            format!("takes {n} inputs, got {}", self.inputs.len())
-        })
+        self.require(self.inputs.len() == n, || format!("takes {n} inputs, got {}", self.inputs.len()))
     }
 
     fn expect(&self, index: usize, what: &str, shape: Shape) -> Result<(), GraphError> {
@@ -67,9 +61,7 @@ impl Check<'_> {
 
     fn even(&self, s: Shape) -> Result<(usize, usize), GraphError> {
         let (h, w) = s.height_width();
-        self.require(h % 2 == 0 && w % 2 == 0, || {
-            format!("H and W must be even, are {h} and {w}")
-        })?;
+        self.require(h % 2 == 0 && w % 2 == 0, || format!("H and W must be even, are {h} and {w}"))?;
         Ok((h / 2, w / 2))
     }
 
@@ -126,10 +118,9 @@ impl Check<'_> {
             Op::Conv2d(g, e) => {
                 let (x, w) = (self.image(0)?, self.image(1)?);
                 let (h, wd) = x.height_width();
-                self.require(
-                    w.channels() == x.channels() && (w.dims()[1], w.dims()[2]) == g.kernel,
-                    || format!("weight {w} is not [K, {}, {}, {}]", g.kernel.0, g.kernel.1, x.channels()),
-                )?;
+                self.require(w.channels() == x.channels() && (w.dims()[1], w.dims()[2]) == g.kernel, || {
+                    format!("weight {w} is not [K, {}, {}, {}]", g.kernel.0, g.kernel.1, x.channels())
+                })?;
                 let (oh, ow) = g
                     .output_size(h, wd)
                     .ok_or_else(|| self.error(format!("a {h}x{wd} image is smaller than the kernel")))?;
@@ -219,9 +210,7 @@ impl Check<'_> {
             Op::Concat => {
                 self.count(2)?;
                 let (a, b) = (self.shape(0), self.shape(1));
-                self.require(a.with_channels(1) == b.with_channels(1), || {
-                    "all but the channels must agree".into()
-                })?;
+                self.require(a.with_channels(1) == b.with_channels(1), || "all but the channels must agree".into())?;
                 act(a.with_channels(a.channels() + b.channels()))
             }
             Op::Slice { start, len } => {

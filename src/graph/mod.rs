@@ -208,26 +208,16 @@ impl Graph {
     /// # Errors
     /// [`GraphError::Shape`] if the operands do not fit the operation.
     pub fn push(&mut self, op: Op, inputs: &[ValueId]) -> Result<Vec<ValueId>, GraphError> {
-        let typed: Vec<_> = inputs
-            .iter()
-            .map(|&v| (self.value(v).shape, self.value(v).dtype))
-            .collect();
+        let typed: Vec<_> = inputs.iter().map(|&v| (self.value(v).shape, self.value(v).dtype)).collect();
         let types = infer::infer(&op, &typed)?;
         let node = self.nodes.len();
         let scope = self.scope.clone();
         let outputs = types
             .into_iter()
             .enumerate()
-            .map(|(index, (shape, dtype))| {
-                self.push_value(shape, dtype, Source::Node { node, index }, scope.clone())
-            })
+            .map(|(index, (shape, dtype))| self.push_value(shape, dtype, Source::Node { node, index }, scope.clone()))
             .collect::<Vec<_>>();
-        self.nodes.push(Node {
-            op,
-            inputs: inputs.to_vec(),
-            outputs: outputs.clone(),
-            scope,
-        });
+        self.nodes.push(Node { op, inputs: inputs.to_vec(), outputs: outputs.clone(), scope });
         Ok(outputs)
     }
 
@@ -250,12 +240,7 @@ impl Graph {
 
     fn push_value(&mut self, shape: Shape, dtype: DType, source: Source, name: String) -> ValueId {
         let id = ValueId(self.values.len() as u32);
-        self.values.push(Value {
-            shape,
-            dtype,
-            source,
-            name,
-        });
+        self.values.push(Value { shape, dtype, source, name });
         id
     }
 
@@ -265,12 +250,7 @@ impl Graph {
         for v in self.nodes.iter().flat_map(|n| &n.inputs) {
             uses[v.index()] += 1;
         }
-        for v in self
-            .outputs
-            .iter()
-            .chain(self.grads.iter().flatten())
-            .chain(self.bindings.iter().map(|(v, _)| v))
-        {
+        for v in self.outputs.iter().chain(self.grads.iter().flatten()).chain(self.bindings.iter().map(|(v, _)| v)) {
             uses[v.index()] += 1;
         }
         uses

@@ -20,20 +20,13 @@ pub struct ConvGeometry {
 
 impl ConvGeometry {
     /// 3x3, stride 1, one pixel of padding on every side: keeps H and W.
-    pub const SAME_3X3: Self = Self {
-        kernel: (3, 3),
-        stride: 1,
-        padding: (1, 1, 1, 1),
-    };
+    pub const SAME_3X3: Self = Self { kernel: (3, 3), stride: 1, padding: (1, 1, 1, 1) };
 
     /// Output height and width for an `h`x`w` input, or `None` if the kernel does not fit.
     pub fn output_size(&self, h: usize, w: usize) -> Option<(usize, usize)> {
         let (top, left, bottom, right) = self.padding;
         let padded = (h + top + bottom, w + left + right);
-        let free = (
-            padded.0.checked_sub(self.kernel.0)?,
-            padded.1.checked_sub(self.kernel.1)?,
-        );
+        let free = (padded.0.checked_sub(self.kernel.0)?, padded.1.checked_sub(self.kernel.1)?);
         Some((free.0 / self.stride + 1, free.1 / self.stride + 1))
     }
 }
@@ -57,12 +50,7 @@ pub struct Epilogue {
 impl Epilogue {
     /// Nothing but an optional bias.
     pub fn bias(bias: bool) -> Self {
-        Self {
-            bias,
-            per_image: false,
-            residual: false,
-            scale: 1.0,
-        }
+        Self { bias, per_image: false, residual: false, scale: 1.0 }
     }
 
     /// Number of inputs after `x` and `w`.

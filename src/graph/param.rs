@@ -57,10 +57,7 @@ impl ParamSpec {
         let name = name.into();
         Self {
             shape: shape.into(),
-            parts: vec![ParamPart {
-                name: name.clone(),
-                file_shape: shape.to_vec(),
-            }],
+            parts: vec![ParamPart { name: name.clone(), file_shape: shape.to_vec() }],
             name,
             layout: ParamLayout::AsIs,
         }
@@ -71,10 +68,7 @@ impl ParamSpec {
         let name = name.into();
         Self {
             shape: [k, r, s, c].into(),
-            parts: vec![ParamPart {
-                name: name.clone(),
-                file_shape: vec![k, c, r, s],
-            }],
+            parts: vec![ParamPart { name: name.clone(), file_shape: vec![k, c, r, s] }],
             name,
             layout: ParamLayout::ConvOihw,
         }
@@ -94,13 +88,7 @@ impl ParamSpec {
         Self {
             name: name.into(),
             shape: shape.as_slice().into(),
-            parts: parts
-                .iter()
-                .map(|name| ParamPart {
-                    name: name.clone(),
-                    file_shape: part_shape.to_vec(),
-                })
-                .collect(),
+            parts: parts.iter().map(|name| ParamPart { name: name.clone(), file_shape: part_shape.to_vec() }).collect(),
             layout: ParamLayout::AsIs,
         }
     }

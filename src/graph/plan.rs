@@ -34,9 +34,7 @@ pub struct Place {
 
 impl Place {
     fn overlaps(&self, other: &Place) -> bool {
-        self.region == other.region
-            && self.offset < other.offset + other.len
-            && other.offset < self.offset + self.len
+        self.region == other.region && self.offset < other.offset + other.len && other.offset < self.offset + self.len
     }
 }
 
@@ -69,15 +67,7 @@ impl Plan {
         }
         let persistent_bytes = place_persistent(&graph, &mut places);
         let arena_bytes = place_arena(&graph, &mut places);
-        Self {
-            graph,
-            places,
-            param_places,
-            persistent_bytes,
-            param_bytes,
-            grad_bytes,
-            arena_bytes,
-        }
+        Self { graph, places, param_places, persistent_bytes, param_bytes, grad_bytes, arena_bytes }
     }
 
     /// The graph that was laid out.
@@ -211,11 +201,7 @@ fn place_arena(graph: &Graph, places: &mut [Option<Place>]) -> usize {
         }
         placed.push((life, offset, size));
         total = total.max(offset + size);
-        places[value.index()] = Some(Place {
-            region: Region::Arena,
-            offset,
-            len: bytes(graph, value),
-        });
+        places[value.index()] = Some(Place { region: Region::Arena, offset, len: bytes(graph, value) });
     }
     total
 }

@@ -23,10 +23,7 @@ impl Shape {
         assert!(dims.len() <= Self::MAX_RANK, "rank {} > 4", dims.len());
         let mut all = [1; Self::MAX_RANK];
         all[..dims.len()].copy_from_slice(dims);
-        Self {
-            dims: all,
-            rank: dims.len(),
-        }
+        Self { dims: all, rank: dims.len() }
     }
 
     /// The dimensions, outermost first.

@@ -42,13 +42,8 @@ impl AtomicFile {
         let parent = parent_of(destination);
         fs::create_dir_all(parent).map_err(FileError::os("create the folder", parent))?;
         remove_stale(destination, |path| fs::remove_file(path))?;
-        let (temporary, file) = claim_temporary(destination, |path| {
-            OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create_new(true)
-                .open(path)
-        })?;
+        let (temporary, file) =
+            claim_temporary(destination, |path| OpenOptions::new().read(true).write(true).create_new(true).open(path))?;
         Ok(Self {
             destination: destination.to_path_buf(),
             temporary,
@@ -116,10 +111,7 @@ impl Drop for AtomicFile {
 /// assert_eq!(std::fs::read(&path).unwrap(), b"{}");
 /// # Ok::<(), warpdiff::io::FileError>(())
 /// ```
-pub fn write_file(
-    destination: &Path,
-    fill: impl FnOnce(&mut AtomicFile) -> io::Result<()>,
-) -> Result<(), FileError> {
+pub fn write_file(destination: &Path, fill: impl FnOnce(&mut AtomicFile) -> io::Result<()>) -> Result<(), FileError> {
     let mut file = AtomicFile::create(destination)?;
     fill(&mut file).map_err(FileError::os("write", destination))?;
     file.commit()
@@ -159,14 +151,7 @@ pub(super) fn sync_folder(folder: &Path) -> Result<(), FileError> {
     let result = File::open(folder).and_then(|handle| handle.sync_all());
     match result {
         // Some network and FUSE file systems cannot sync a folder; they have no stronger promise to offer.
-        Err(error)
-            if matches!(
-                error.kind(),
-                io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported
-            ) =>
-        {
-            Ok(())
-        }
+        Err(error) if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => Ok(()),
         other => other.map_err(FileError::os("sync the folder", folder)),
     }
 }
@@ -180,9 +165,7 @@ pub(super) fn sync_tree(root: &Path) -> Result<(), FileError> {
         next += 1;
         for entry in fs::read_dir(&folder).map_err(FileError::os("list", &folder))? {
             let entry = entry.map_err(FileError::os("list", &folder))?;
-            let kind = entry
-                .file_type()
-                .map_err(FileError::os("inspect", &folder))?;
+            let kind = entry.file_type().map_err(FileError::os("inspect", &folder))?;
             if kind.is_dir() {
                 folders.push(entry.path());
             } else if kind.is_file() {
@@ -193,14 +176,10 @@ pub(super) fn sync_tree(root: &Path) -> Result<(), FileError> {
     #[cfg(target_os = "linux")]
     if files.len() >= SYNC_ALL_FROM {
         let handle = File::open(root).map_err(FileError::os("open the folder", root))?;
-        return rustix::fs::syncfs(&handle)
-            .map_err(io::Error::from)
-            .map_err(FileError::os("sync", root));
+        return rustix::fs::syncfs(&handle).map_err(io::Error::from).map_err(FileError::os("sync", root));
     }
     for file in &files {
-        File::open(file)
-            .and_then(|handle| handle.sync_all())
-            .map_err(FileError::os("sync", file))?;
+        File::open(file).and_then(|handle| handle.sync_all()).map_err(FileError::os("sync", file))?;
     }
     folders.iter().try_for_each(|folder| sync_folder(folder))
 }
@@ -234,10 +213,7 @@ pub(super) fn claim_temporary(
 }
 
 /// Removes temporary entries for `destination` that no living writer holds.
-pub(super) fn remove_stale(
-    destination: &Path,
-    remove: impl Fn(&Path) -> io::Result<()>,
-) -> Result<(), FileError> {
+pub(super) fn remove_stale(destination: &Path, remove: impl Fn(&Path) -> io::Result<()>) -> Result<(), FileError> {
     let parent = parent_of(destination);
     let pattern = hidden_sibling(destination, ".tmp-");
     let Some(prefix) = pattern.file_name() else {
@@ -246,9 +222,7 @@ pub(super) fn remove_stale(
     let entries = fs::read_dir(parent).map_err(FileError::os("list", parent))?;
     for entry in entries {
         let path = entry.map_err(FileError::os("list", parent))?.path();
-        if path
-            .file_name()
-            .is_some_and(|name| is_temporary(name, prefix))
+        if path.file_name().is_some_and(|name| is_temporary(name, prefix))
             && File::open(&path).is_ok_and(|handle| handle.try_lock().is_ok())
         {
             match remove(&path) {
@@ -269,9 +243,7 @@ fn is_temporary(name: &OsStr, prefix: &OsStr) -> bool {
         return false;
     };
     let mut parts = rest.split(|&byte| byte == b'-');
-    let digits = |part: Option<&[u8]>| {
-        part.is_some_and(|text| !text.is_empty() && text.iter().all(u8::is_ascii_digit))
-    };
+    let digits = |part: Option<&[u8]>| part.is_some_and(|text| !text.is_empty() && text.iter().all(u8::is_ascii_digit));
     digits(parts.next()) && digits(parts.next()) && parts.next().is_none()
 }
 
@@ -280,10 +252,8 @@ mod tests {
     use super::*;
 
     fn names(folder: &Path) -> Vec<String> {
-        let mut names: Vec<String> = fs::read_dir(folder)
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect();
+        let mut names: Vec<String> =
+            fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         names
     }
@@ -321,13 +291,7 @@ mod tests {
     fn left_overs_go_and_living_writers_and_other_files_stay() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.bin");
-        for name in [
-            ".a.bin.tmp-1-0",
-            ".a.bin.tmp-99-12",
-            ".a.bin.tmp-x-1",
-            ".b.bin.tmp-1-0",
-            ".a.bin.tmp-1",
-        ] {
+        for name in [".a.bin.tmp-1-0", ".a.bin.tmp-99-12", ".a.bin.tmp-x-1", ".b.bin.tmp-1-0", ".a.bin.tmp-1"] {
             fs::write(folder.path().join(name), b"half").unwrap();
         }
         let mut living = AtomicFile::create(&path).unwrap();
@@ -336,10 +300,7 @@ mod tests {
         assert_eq!(fs::read(&path).unwrap(), b"second");
         living.commit().unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"first");
-        assert_eq!(
-            names(folder.path()),
-            [".a.bin.tmp-1", ".a.bin.tmp-x-1", ".b.bin.tmp-1-0", "a.bin"]
-        );
+        assert_eq!(names(folder.path()), [".a.bin.tmp-1", ".a.bin.tmp-x-1", ".b.bin.tmp-1-0", "a.bin"]);
     }
 
     #[test]
@@ -347,10 +308,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.bin");
         fs::create_dir(&path).unwrap();
-        assert!(matches!(
-            write_file(&path, |file| file.write_all(b"x")),
-            Err(FileError::Unwritable { .. })
-        ));
+        assert!(matches!(write_file(&path, |file| file.write_all(b"x")), Err(FileError::Unwritable { .. })));
         assert_eq!(names(folder.path()), ["a.bin"]);
         assert!(AtomicFile::create(Path::new("/dev/null")).is_err());
     }
@@ -359,10 +317,7 @@ mod tests {
     #[test]
     fn a_link_stays_and_its_target_is_replaced() {
         let folder = tempfile::tempdir().unwrap();
-        let (link, target) = (
-            folder.path().join("link"),
-            folder.path().join("deep/target"),
-        );
+        let (link, target) = (folder.path().join("link"), folder.path().join("deep/target"));
         std::os::unix::fs::symlink("deep/target", &link).unwrap();
         for content in [b"1", b"2"] {
             write_file(&link, |file| file.write_all(content)).unwrap();

@@ -62,11 +62,7 @@ pub struct Canvas {
 impl Canvas {
     /// A picture of one colour.
     pub fn new(width: usize, height: usize, colour: Rgb) -> Self {
-        Self {
-            width,
-            height,
-            rgb: colour.repeat(width * height),
-        }
+        Self { width, height, rgb: colour.repeat(width * height) }
     }
 
     /// Columns.
@@ -86,12 +82,7 @@ impl Canvas {
 
     /// One byte a pixel, if every pixel is grey.
     pub fn grey(&self) -> Option<Vec<u8>> {
-        self.rgb
-            .as_chunks::<3>()
-            .0
-            .iter()
-            .map(|&[r, g, b]| (r == g && g == b).then_some(r))
-            .collect()
+        self.rgb.as_chunks::<3>().0.iter().map(|&[r, g, b]| (r == g && g == b).then_some(r)).collect()
     }
 
     /// The colour at column `x`, row `y`, if inside.
@@ -119,19 +110,12 @@ impl Canvas {
     pub fn fill(&mut self, x: i64, y: i64, width: i64, height: i64, colour: Rgb) {
         let clip = |from: i64, extent: i64, end: usize| {
             let end = end as i64;
-            (
-                from.clamp(0, end) as usize,
-                (from + extent).clamp(0, end) as usize,
-            )
+            (from.clamp(0, end) as usize, (from + extent).clamp(0, end) as usize)
         };
-        let ((left, right), (top, bottom)) =
-            (clip(x, width, self.width), clip(y, height, self.height));
+        let ((left, right), (top, bottom)) = (clip(x, width, self.width), clip(y, height, self.height));
         for row in top..bottom {
             let start = row * self.width;
-            for pixel in self.rgb[(start + left) * 3..(start + right.max(left)) * 3]
-                .as_chunks_mut::<3>()
-                .0
-            {
+            for pixel in self.rgb[(start + left) * 3..(start + right.max(left)) * 3].as_chunks_mut::<3>().0 {
                 *pixel = colour;
             }
         }
@@ -174,17 +158,11 @@ impl Canvas {
     fn glyphs(&mut self, text: &str, font: Font, mut put: impl FnMut(&mut Self, i64, i64, f32)) {
         let (weight, height) = font.raster();
         for (position, character) in text.chars().enumerate() {
-            let glyph =
-                get_raster(character, weight, height).or_else(|| get_raster('?', weight, height));
+            let glyph = get_raster(character, weight, height).or_else(|| get_raster('?', weight, height));
             let left = (position * font.advance()) as i64;
             for (down, row) in glyph.iter().flat_map(|glyph| glyph.rows()).enumerate() {
                 for (along, &intensity) in row.iter().enumerate() {
-                    put(
-                        self,
-                        left + along as i64,
-                        down as i64,
-                        f32::from(intensity) / 255.0,
-                    );
+                    put(self, left + along as i64, down as i64, f32::from(intensity) / 255.0);
                 }
             }
         }
@@ -199,33 +177,17 @@ impl Canvas {
             Some(grey) => encode_png(&grey, 1, self.width, self.height),
             None => encode_png(&self.rgb, 3, self.width, self.height),
         };
-        let png = png.map_err(|problem| FileError::Unwritable {
-            path: path.to_path_buf(),
-            problem,
-        })?;
-        write_file(path, |file: &mut AtomicFile| {
-            std::io::Write::write_all(file, &png)
-        })
+        let png = png.map_err(|problem| FileError::Unwritable { path: path.to_path_buf(), problem })?;
+        write_file(path, |file: &mut AtomicFile| std::io::Write::write_all(file, &png))
     }
 }
 
 /// A PNG of `height * width * channels` bytes, NHWC; `channels` is 1 or 3.
-pub(super) fn encode_png(
-    bytes: &[u8],
-    channels: usize,
-    width: usize,
-    height: usize,
-) -> Result<Vec<u8>, String> {
-    let colour = if channels == 1 {
-        ExtendedColorType::L8
-    } else {
-        ExtendedColorType::Rgb8
-    };
+pub(super) fn encode_png(bytes: &[u8], channels: usize, width: usize, height: usize) -> Result<Vec<u8>, String> {
+    let colour = if channels == 1 { ExtendedColorType::L8 } else { ExtendedColorType::Rgb8 };
     let side = |extent: usize| u32::try_from(extent).ok().filter(|&extent| extent > 0);
     let (Some(w), Some(h)) = (side(width), side(height)) else {
-        return Err(format!(
-            "a picture of {width} x {height} pixels cannot be a PNG"
-        ));
+        return Err(format!("a picture of {width} x {height} pixels cannot be a PNG"));
     };
     let mut png = Vec::new();
     PngEncoder::new_with_quality(&mut png, CompressionType::Fast, FilterType::Adaptive)
@@ -251,10 +213,7 @@ mod tests {
         canvas.write_png(&path).unwrap();
         let image = decode(&path);
         assert_eq!(image.color(), image::ColorType::L8);
-        assert_eq!(
-            image.as_bytes(),
-            [7, 7, 7, 7, 7, 7, 200, 200, 7, 7, 7, 200, 200, 7, 7]
-        );
+        assert_eq!(image.as_bytes(), [7, 7, 7, 7, 7, 7, 200, 200, 7, 7, 7, 200, 200, 7, 7]);
         canvas.fill(4, 2, 1, 1, [1, 2, 3]);
         canvas.write_png(&path).unwrap();
         let image = decode(&path);
@@ -262,10 +221,7 @@ mod tests {
         assert_eq!(image.as_bytes(), canvas.rgb());
         assert_eq!(canvas.pixel(4, 2), Some([1, 2, 3]));
         assert_eq!(canvas.pixel(5, 2), None);
-        assert!(matches!(
-            Canvas::new(0, 3, BLACK).write_png(&path),
-            Err(FileError::Unwritable { .. })
-        ));
+        assert!(matches!(Canvas::new(0, 3, BLACK).write_png(&path), Err(FileError::Unwritable { .. })));
     }
 
     #[test]

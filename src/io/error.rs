@@ -69,7 +69,17 @@ pub enum FileError {
         path: PathBuf,
         /// The tensor.
         tensor: String,
-        /// The type found, or the types asked for and found.
+        /// The type found.
+        dtype: String,
+    },
+    /// A tensor of integers stands where floats are needed.
+    #[error("{}, tensor {tensor:?}: dtype {dtype}, but a floating-point tensor is needed; the file belongs to another model", path.display())]
+    NotFloat {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The type found.
         dtype: String,
     },
     /// A tensor holds a NaN or an infinity.
@@ -144,15 +154,8 @@ pub enum FileError {
 
 impl FileError {
     /// For `map_err`: wraps an operating-system error with the action and the path.
-    pub fn os<'a>(
-        action: &'static str,
-        path: &'a Path,
-    ) -> impl FnOnce(std::io::Error) -> FileError + 'a {
-        move |source| FileError::Os {
-            action,
-            path: path.to_path_buf(),
-            source,
-        }
+    pub fn os<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(std::io::Error) -> FileError + 'a {
+        move |source| FileError::Os { action, path: path.to_path_buf(), source }
     }
 }
 

@@ -20,10 +20,7 @@ pub struct Timing {
 impl Default for Timing {
     /// 20 frames a second, the result held for two seconds.
     fn default() -> Self {
-        Self {
-            frame: 5,
-            last: 200,
-        }
+        Self { frame: 5, last: 200 }
     }
 }
 
@@ -33,15 +30,8 @@ impl Default for Timing {
 ///
 /// # Errors
 /// [`FileError::Unwritable`]: no frame, over 65,535 pixels a side, or frames of different size. [`FileError::Os`].
-pub fn write_gif(
-    path: &Path,
-    frames: impl IntoIterator<Item = Canvas>,
-    timing: Timing,
-) -> Result<(), FileError> {
-    let unwritable = |problem| FileError::Unwritable {
-        path: path.to_path_buf(),
-        problem,
-    };
+pub fn write_gif(path: &Path, frames: impl IntoIterator<Item = Canvas>, timing: Timing) -> Result<(), FileError> {
+    let unwritable = |problem| FileError::Unwritable { path: path.to_path_buf(), problem };
     let mut frames = frames.into_iter().peekable();
     let Some(first) = frames.peek() else {
         return Err(unwritable("there are no frames".into()));
@@ -65,19 +55,10 @@ pub fn write_gif(
             )));
         }
         let mut frame = match canvas.grey() {
-            Some(indices) => Frame {
-                width: w,
-                height: h,
-                buffer: indices.into(),
-                ..Frame::default()
-            },
+            Some(indices) => Frame { width: w, height: h, buffer: indices.into(), ..Frame::default() },
             None => Frame::from_rgb_speed(w, h, canvas.rgb(), 10),
         };
-        frame.delay = if frames.peek().is_some() {
-            timing.frame
-        } else {
-            timing.last
-        };
+        frame.delay = if frames.peek().is_some() { timing.frame } else { timing.last };
         encoder.write_frame(&frame).map_err(failed)?;
     }
     let mut file = encoder.into_inner().map_err(failed)?;
@@ -111,33 +92,17 @@ mod tests {
             })
             .collect();
         frames[1].fill(3, 3, 4, 4, [250, 10, 20]);
-        write_gif(
-            &path,
-            frames.clone(),
-            Timing {
-                frame: 7,
-                last: 123,
-            },
-        )
-        .unwrap();
+        write_gif(&path, frames.clone(), Timing { frame: 7, last: 123 }).unwrap();
         let bytes = std::fs::read(&path).unwrap();
         // The looping extension, 0 meaning without end.
-        assert!(
-            bytes
-                .windows(16)
-                .any(|w| w == b"NETSCAPE2.0\x03\x01\x00\x00\x00")
-        );
+        assert!(bytes.windows(16).any(|w| w == b"NETSCAPE2.0\x03\x01\x00\x00\x00"));
         let mut options = DecodeOptions::new();
         options.set_color_output(ColorOutput::RGBA);
         let mut decoder = options.read_info(&bytes[..]).unwrap();
         for (canvas, delay) in frames.iter().zip([7, 7, 123]) {
             let frame = decoder.read_next_frame().unwrap().unwrap();
             assert_eq!((frame.width, frame.height, frame.delay), (17, 9, delay));
-            let rgb: Vec<u8> = frame
-                .buffer
-                .chunks(4)
-                .flat_map(|p| p[..3].to_vec())
-                .collect();
+            let rgb: Vec<u8> = frame.buffer.chunks(4).flat_map(|p| p[..3].to_vec()).collect();
             assert_eq!(rgb, canvas.rgb());
         }
         assert!(decoder.read_next_frame().unwrap().is_none());
@@ -150,10 +115,7 @@ mod tests {
         let sizes: [&[(usize, usize)]; 3] = [&[], &[(70_000, 1)], &[(2, 2), (2, 3)]];
         for sizes in sizes {
             let frames = sizes.iter().map(|&(w, h)| Canvas::new(w, h, [0; 3]));
-            assert!(matches!(
-                write_gif(&path, frames, Timing::default()),
-                Err(FileError::Unwritable { .. })
-            ));
+            assert!(matches!(write_gif(&path, frames, Timing::default()), Err(FileError::Unwritable { .. })));
         }
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     }

@@ -46,50 +46,32 @@ pub fn draw_grid(
     style: GridStyle,
 ) -> Result<Canvas, FileError> {
     images.check_viewable(path)?;
-    let unwritable = |problem| FileError::Unwritable {
-        path: path.to_path_buf(),
-        problem,
-    };
+    let unwritable = |problem| FileError::Unwritable { path: path.to_path_buf(), problem };
     let count = images.count();
     if count == 0 {
         return Err(unwritable("there are no images for the grid".into()));
     }
     if let Some(labels) = labels.filter(|labels| labels.len() != count) {
-        return Err(unwritable(format!(
-            "{} labels for {count} images",
-            labels.len()
-        )));
+        return Err(unwritable(format!("{} labels for {count} images", labels.len())));
     }
-    let columns = style
-        .columns
-        .unwrap_or_else(|| count.isqrt() + usize::from(count.isqrt().pow(2) < count));
+    let columns = style.columns.unwrap_or_else(|| count.isqrt() + usize::from(count.isqrt().pow(2) < count));
     let columns = columns.clamp(1, count);
     let rows = count.div_ceil(columns);
     let widest = (columns * images.width).max(rows * images.height);
-    let scale = style.scale.unwrap_or_else(|| {
-        VISIBLE
-            .div_ceil(images.height.min(images.width))
-            .min(MAX_ENLARGED / widest.max(1))
-    });
+    let scale = style
+        .scale
+        .unwrap_or_else(|| VISIBLE.div_ceil(images.height.min(images.width)).min(MAX_ENLARGED / widest.max(1)));
     let scale = scale.max(1);
     let font = Font::Small;
     let strip = if labels.is_some() { font.height() } else { 0 };
     let (cell_width, cell_height) = (images.width * scale, images.height * scale + strip);
     let extent = |cells: usize, cell: usize| cells * (cell + SEPARATOR) + SEPARATOR;
-    let mut canvas = Canvas::new(
-        extent(columns, cell_width),
-        extent(rows, cell_height),
-        WHITE,
-    );
+    let mut canvas = Canvas::new(extent(columns, cell_width), extent(rows, cell_height), WHITE);
     let bytes = images.to_bytes();
     for (index, image) in bytes.chunks_exact(images.image_len()).enumerate() {
         let left = SEPARATOR + index % columns * (cell_width + SEPARATOR);
         let top = SEPARATOR + index / columns * (cell_height + SEPARATOR);
-        let above = if style.labels == LabelPlace::Above {
-            strip
-        } else {
-            0
-        };
+        let above = if style.labels == LabelPlace::Above { strip } else { 0 };
         for (position, pixel) in image.chunks_exact(images.channels).enumerate() {
             let colour = match pixel {
                 &[r, g, b] => [r, g, b],
@@ -102,11 +84,7 @@ pub fn draw_grid(
         if let Some(label) = labels.and_then(|labels| labels.get(index)) {
             let fitting: String = label.chars().take(cell_width / font.advance()).collect();
             let indent = (cell_width - font.width(&fitting)) / 2;
-            let y = if above > 0 {
-                top
-            } else {
-                top + images.height * scale
-            };
+            let y = if above > 0 { top } else { top + images.height * scale };
             canvas.text((left + indent) as i64, y as i64, &fitting, font, BLACK);
         }
     }
@@ -140,20 +118,13 @@ mod tests {
         for channels in [1, 3] {
             let values: Vec<f32> = (0..5 * channels * 6).map(value).collect();
             let images = ImageBatch::new(&values, channels, 2, 3);
-            let style = GridStyle {
-                scale: Some(4),
-                ..GridStyle::default()
-            };
+            let style = GridStyle { scale: Some(4), ..GridStyle::default() };
             let canvas = draw_grid(Path::new("g.png"), images, None, style).unwrap();
             assert_eq!((canvas.width(), canvas.height()), (3 * 14 + 2, 2 * 10 + 2));
             for n in 0..5 {
                 for (h, w) in (0..2).flat_map(|h| (0..3).map(move |w| (h, w))) {
                     let byte = |c: usize| (n * channels * 6 + c * 6 + h * 3 + w) as u8;
-                    let expected = if channels == 1 {
-                        [byte(0); 3]
-                    } else {
-                        [byte(0), byte(1), byte(2)]
-                    };
+                    let expected = if channels == 1 { [byte(0); 3] } else { [byte(0), byte(1), byte(2)] };
                     for inside in [0, 3] {
                         let x = 2 + n % 3 * 14 + w * 4 + inside;
                         let y = 2 + n / 3 * 10 + h * 4 + inside;
@@ -172,14 +143,8 @@ mod tests {
         let values = vec![-1.0; 2 * 64];
         let images = ImageBatch::new(&values, 1, 8, 8);
         let labels = ["7".to_string(), "a label that is far too long".to_string()];
-        for (place, strip_top, image_top) in
-            [(LabelPlace::Above, 2, 18), (LabelPlace::Below, 66, 2)]
-        {
-            let style = GridStyle {
-                columns: Some(2),
-                labels: place,
-                ..GridStyle::default()
-            };
+        for (place, strip_top, image_top) in [(LabelPlace::Above, 2, 18), (LabelPlace::Below, 66, 2)] {
+            let style = GridStyle { columns: Some(2), labels: place, ..GridStyle::default() };
             let canvas = draw_grid(Path::new("g.png"), images, Some(&labels), style).unwrap();
             // 8x8 images are enlarged to 64 pixels; the strip has 16.
             assert_eq!((canvas.width(), canvas.height()), (2 * 66 + 2, 80 + 4));
@@ -200,29 +165,12 @@ mod tests {
         let path = Path::new("g.png");
         let values = vec![0.0; 4 * 4];
         let four = ImageBatch::new(&values, 4, 2, 2);
-        let text = draw_grid(path, four, None, GridStyle::default())
-            .unwrap_err()
-            .to_string();
-        assert!(
-            text.contains("4") && text.contains(".safetensors"),
-            "{text}"
-        );
+        let text = draw_grid(path, four, None, GridStyle::default()).unwrap_err().to_string();
+        assert!(text.contains("4") && text.contains(".safetensors"), "{text}");
         let one = ImageBatch::new(&values, 1, 2, 2);
         assert!(draw_grid(path, one, Some(&[]), GridStyle::default()).is_err());
-        assert!(
-            draw_grid(
-                path,
-                ImageBatch::new(&[], 1, 2, 2),
-                None,
-                GridStyle::default()
-            )
-            .is_err()
-        );
-        let odd = GridStyle {
-            columns: Some(0),
-            scale: Some(0),
-            ..GridStyle::default()
-        };
+        assert!(draw_grid(path, ImageBatch::new(&[], 1, 2, 2), None, GridStyle::default()).is_err());
+        let odd = GridStyle { columns: Some(0), scale: Some(0), ..GridStyle::default() };
         assert_eq!(draw_grid(path, one, None, odd).unwrap().width(), 6);
     }
 }

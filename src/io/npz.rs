@@ -25,24 +25,10 @@ impl NpzSink {
     /// [`FileError::Os`].
     pub fn create(path: &Path, shape: SampleShape) -> Result<Self, FileError> {
         let ledger = Ledger::new(path, shape);
-        let mut archive = ZipWriter::new(ArchiveFile {
-            file: AtomicFile::create(path)?,
-            failed: false,
-        });
-        let SampleShape {
-            count,
-            height,
-            width,
-            channels,
-            ..
-        } = shape;
-        start_array(
-            &mut archive,
-            "arr_0.npy",
-            "|u1",
-            &[count, height, width, channels],
-        )
-        .map_err(FileError::os("write", path))?;
+        let mut archive = ZipWriter::new(ArchiveFile { file: AtomicFile::create(path)?, failed: false });
+        let SampleShape { count, height, width, channels, .. } = shape;
+        start_array(&mut archive, "arr_0.npy", "|u1", &[count, height, width, channels])
+            .map_err(FileError::os("write", path))?;
         Ok(Self { archive, ledger })
     }
 }
@@ -58,18 +44,12 @@ struct ArchiveFile {
 }
 
 impl ArchiveFile {
-    fn guard<T>(
-        &mut self,
-        pretended: T,
-        work: impl FnOnce(&mut AtomicFile) -> io::Result<T>,
-    ) -> io::Result<T> {
+    fn guard<T>(&mut self, pretended: T, work: impl FnOnce(&mut AtomicFile) -> io::Result<T>) -> io::Result<T> {
         if self.failed {
             return Ok(pretended);
         }
         let result = work(&mut self.file);
-        self.failed = result
-            .as_ref()
-            .is_err_and(|error| error.kind() != io::ErrorKind::Interrupted);
+        self.failed = result.as_ref().is_err_and(|error| error.kind() != io::ErrorKind::Interrupted);
         result
     }
 }
@@ -99,17 +79,12 @@ impl SampleSink for NpzSink {
     }
 
     fn finish(self: Box<Self>) -> Result<(), FileError> {
-        let Self {
-            mut archive,
-            ledger,
-        } = *self;
+        let Self { mut archive, ledger } = *self;
         ledger.check_complete()?;
         let result = (|| {
             if ledger.shape.labelled {
                 start_array(&mut archive, "arr_1.npy", "<i8", &[ledger.labels.len()])?;
-                write_le(&mut archive, &ledger.labels, |label| {
-                    i64::from(label).to_le_bytes()
-                })?;
+                write_le(&mut archive, &ledger.labels, |label| i64::from(label).to_le_bytes())?;
             }
             Ok(archive.finish()?)
         })();
@@ -119,32 +94,19 @@ impl SampleSink for NpzSink {
 }
 
 /// Starts an archive member and writes its npy header (format version 1.0).
-fn start_array(
-    archive: &mut ZipWriter<ArchiveFile>,
-    name: &str,
-    dtype: &str,
-    shape: &[usize],
-) -> io::Result<()> {
+fn start_array(archive: &mut ZipWriter<ArchiveFile>, name: &str, dtype: &str, shape: &[usize]) -> io::Result<()> {
     // Zip64 sizes throughout: 50,000 RGB images of 256 x 256 pixels are over 4 GiB.
-    let options = SimpleFileOptions::default()
-        .compression_method(CompressionMethod::Stored)
-        .large_file(true);
+    let options = SimpleFileOptions::default().compression_method(CompressionMethod::Stored).large_file(true);
     archive.start_file(name, options)?;
-    let mut extents = shape
-        .iter()
-        .map(usize::to_string)
-        .collect::<Vec<_>>()
-        .join(", ");
+    let mut extents = shape.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
     if shape.len() == 1 {
         // Python's tuple of one.
         extents.push(',');
     }
-    let dictionary =
-        format!("{{'descr': '{dtype}', 'fortran_order': False, 'shape': ({extents}), }}");
+    let dictionary = format!("{{'descr': '{dtype}', 'fortran_order': False, 'shape': ({extents}), }}");
     // Magic (6), version (2), length (2), dictionary, spaces, newline: a multiple of 64 bytes.
     let length = (10 + dictionary.len() + 1).next_multiple_of(64) - 10;
-    let length_field =
-        u16::try_from(length).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    let length_field = u16::try_from(length).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
     archive.write_all(b"\x93NUMPY\x01\x00")?;
     archive.write_all(&length_field.to_le_bytes())?;
     archive.write_all(format!("{dictionary:<width$}\n", width = length - 1).as_bytes())
@@ -179,10 +141,7 @@ mod tests {
             let begin = local + 30 + u16_at(bytes, local + 26) + u16_at(bytes, local + 28);
             let size = match u32_at(bytes, at + 24) {
                 // Zip64: the extra field (id 1, length) begins with the 64-bit size.
-                u32::MAX => {
-                    u64::from_le_bytes(bytes[at + 50 + name_length..][..8].try_into().unwrap())
-                        as usize
-                }
+                u32::MAX => u64::from_le_bytes(bytes[at + 50 + name_length..][..8].try_into().unwrap()) as usize,
                 size => size as usize,
             };
             let data = bytes[begin..begin + size].to_vec();
@@ -197,37 +156,17 @@ mod tests {
         assert_eq!(&data[..8], b"\x93NUMPY\x01\x00");
         let begin = 10 + u16_at(data, 8);
         assert!(begin.is_multiple_of(64) && data[begin - 1] == b'\n');
-        (
-            String::from_utf8(data[10..begin].to_vec())
-                .unwrap()
-                .trim_end()
-                .to_string(),
-            &data[begin..],
-        )
+        (String::from_utf8(data[10..begin].to_vec()).unwrap().trim_end().to_string(), &data[begin..])
     }
 
     fn write(path: &Path, labelled: bool) {
-        let shape = SampleShape {
-            count: 3,
-            channels: 3,
-            height: 2,
-            width: 1,
-            labelled,
-        };
+        let shape = SampleShape { count: 3, channels: 3, height: 2, width: 1, labelled };
         let values: Vec<f32> = (0..18).map(|i| i as f32 * 10.0 / 127.5 - 1.0).collect();
         let mut sink = NpzSink::create(path, shape).unwrap();
         let labels = labelled.then_some([4, 0, u32::MAX]);
         let labels = labels.as_ref().map(|labels| labels.as_slice());
-        sink.push(
-            ImageBatch::new(&values[..12], 3, 2, 1),
-            labels.map(|l| &l[..2]),
-        )
-        .unwrap();
-        sink.push(
-            ImageBatch::new(&values[12..], 3, 2, 1),
-            labels.map(|l| &l[2..]),
-        )
-        .unwrap();
+        sink.push(ImageBatch::new(&values[..12], 3, 2, 1), labels.map(|l| &l[..2])).unwrap();
+        sink.push(ImageBatch::new(&values[12..], 3, 2, 1), labels.map(|l| &l[2..])).unwrap();
         Box::new(sink).finish().unwrap();
     }
 
@@ -239,26 +178,12 @@ mod tests {
         let members = members(&fs::read(&path).unwrap());
         assert_eq!(members[0].0, "arr_0.npy");
         let (header, data) = npy(&members[0].1);
-        assert_eq!(
-            header,
-            "{'descr': '|u1', 'fortran_order': False, 'shape': (3, 2, 1, 3), }"
-        );
-        assert_eq!(
-            data,
-            [
-                0, 20, 40, 10, 30, 50, 60, 80, 100, 70, 90, 110, 120, 140, 160, 130, 150, 170
-            ]
-        );
+        assert_eq!(header, "{'descr': '|u1', 'fortran_order': False, 'shape': (3, 2, 1, 3), }");
+        assert_eq!(data, [0, 20, 40, 10, 30, 50, 60, 80, 100, 70, 90, 110, 120, 140, 160, 130, 150, 170]);
         assert_eq!(members[1].0, "arr_1.npy");
         let (header, data) = npy(&members[1].1);
-        assert_eq!(
-            header,
-            "{'descr': '<i8', 'fortran_order': False, 'shape': (3,), }"
-        );
-        assert_eq!(
-            data,
-            [4i64, 0, 4_294_967_295].map(i64::to_le_bytes).concat()
-        );
+        assert_eq!(header, "{'descr': '<i8', 'fortran_order': False, 'shape': (3,), }");
+        assert_eq!(data, [4i64, 0, 4_294_967_295].map(i64::to_le_bytes).concat());
         write(&path, false);
         assert_eq!(self::members(&fs::read(&path).unwrap()).len(), 1);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
@@ -268,12 +193,8 @@ mod tests {
     #[test]
     fn numpy_reads_it() {
         let python = std::env::var("PYTHON").unwrap_or_else(|_| "python3".into());
-        let run = |script: &str, path: &Path| {
-            std::process::Command::new(&python)
-                .args(["-c", script])
-                .arg(path)
-                .output()
-        };
+        let run =
+            |script: &str, path: &Path| std::process::Command::new(&python).args(["-c", script]).arg(path).output();
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("s.npz");
         if !run("import numpy", &path).is_ok_and(|output| output.status.success()) {
@@ -284,9 +205,6 @@ mod tests {
         let script = "import numpy,sys; z=numpy.load(sys.argv[1]); a,b=z['arr_0'],z['arr_1']; \
                       print(a.dtype,a.shape,int(a[1,1,0,2]),b.dtype,b.tolist())";
         let output = run(script, &path).unwrap();
-        assert_eq!(
-            String::from_utf8_lossy(&output.stdout).trim(),
-            "uint8 (3, 2, 1, 3) 110 int64 [4, 0, 4294967295]"
-        );
+        assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "uint8 (3, 2, 1, 3) 110 int64 [4, 0, 4294967295]");
     }
 }

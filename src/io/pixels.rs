@@ -22,12 +22,7 @@ impl<'a> ImageBatch<'a> {
     /// # Panics
     /// If `values` is not a whole number of images.
     pub fn new(values: &'a [f32], channels: usize, height: usize, width: usize) -> Self {
-        let batch = Self {
-            values,
-            channels,
-            height,
-            width,
-        };
+        let batch = Self { values, channels, height, width };
         assert!(
             batch.image_len() > 0 && values.len().is_multiple_of(batch.image_len()),
             "{} values are no whole number of {channels}x{height}x{width} images",
@@ -50,11 +45,7 @@ impl<'a> ImageBatch<'a> {
     pub fn to_bytes(&self) -> Vec<u8> {
         let plane = self.height * self.width;
         let mut bytes = vec![0; self.values.len()];
-        for (image, out) in self
-            .values
-            .chunks_exact(self.image_len())
-            .zip(bytes.chunks_exact_mut(self.image_len()))
-        {
+        for (image, out) in self.values.chunks_exact(self.image_len()).zip(bytes.chunks_exact_mut(self.image_len())) {
             for (channel, values) in image.chunks_exact(plane).enumerate() {
                 for (pixel, &value) in out.chunks_exact_mut(self.channels).zip(values) {
                     pixel[channel] = to_byte(value);
@@ -79,9 +70,7 @@ pub(super) fn check_viewable(path: &Path, channels: usize) -> Result<(), FileErr
     }
     Err(FileError::Unwritable {
         path: path.to_path_buf(),
-        problem: format!(
-            "pictures have 1 or 3 channels, these samples have {channels}; write .npz or .safetensors"
-        ),
+        problem: format!("pictures have 1 or 3 channels, these samples have {channels}; write .npz or .safetensors"),
     })
 }
 
@@ -96,10 +85,7 @@ mod tests {
 
     #[test]
     fn bytes_round_half_to_even() {
-        assert_eq!(
-            [-1.0, 1.0, -7.0, 9.0, f32::NAN].map(to_byte),
-            [0, 255, 0, 255, 0]
-        );
+        assert_eq!([-1.0, 1.0, -7.0, 9.0, f32::NAN].map(to_byte), [0, 255, 0, 255, 0]);
         // x = 0 is the exact half 127.5, between 127 and 128.
         assert_eq!(to_byte(0.0), 128);
         let mut halves = 0;
@@ -130,8 +116,8 @@ mod tests {
         assert_eq!(
             batch.to_bytes(),
             [
-                0, 40, 80, 10, 50, 90, 20, 60, 100, 30, 70, 110, 120, 160, 200, 130, 170, 210, 140,
-                180, 220, 150, 190, 230
+                0, 40, 80, 10, 50, 90, 20, 60, 100, 30, 70, 110, 120, 160, 200, 130, 170, 210, 140, 180, 220, 150, 190,
+                230
             ]
         );
     }

@@ -31,34 +31,18 @@ pub struct LossPlot<'a> {
 impl<'a> LossPlot<'a> {
     /// A plot of 960 by 540 pixels with a linear axis.
     pub fn new(title: &'a str, points: &'a [(f64, f64)]) -> Self {
-        Self {
-            title,
-            points,
-            log_y: false,
-            width: 960,
-            height: 540,
-        }
+        Self { title, points, log_y: false, width: 960, height: 540 }
     }
 
     /// Draws the plot. Without a single point to show it says so.
     pub fn draw(&self) -> Canvas {
         let visible = |loss: f64| loss.is_finite() && (!self.log_y || loss > 0.0);
-        let points: Vec<(f64, f64)> = self
-            .points
-            .iter()
-            .copied()
-            .filter(|&(step, loss)| step.is_finite() && visible(loss))
-            .collect();
+        let points: Vec<(f64, f64)> =
+            self.points.iter().copied().filter(|&(step, loss)| step.is_finite() && visible(loss)).collect();
         let mut canvas = Canvas::new(self.width, self.height, WHITE);
         canvas.text(84, 14, self.title, Font::Title, TEXT);
         let (Some(&(first, _)), Some(&(last, _))) = (points.first(), points.last()) else {
-            centred(
-                &mut canvas,
-                self.width as i64 / 2,
-                self.height as i64 / 2,
-                "no loss to show yet",
-                Font::Small,
-            );
+            centred(&mut canvas, self.width as i64 / 2, self.height as i64 / 2, "no loss to show yet", Font::Small);
             return canvas;
         };
         let smoothed = running_mean(&points);
@@ -112,11 +96,7 @@ impl Frame {
         let half = font.height() as i64 / 2;
         for tick in self.y.ticks(8) {
             let y = self.row(tick.value).round();
-            let colour = if tick.label.is_empty() {
-                FAINT_RULE
-            } else {
-                RULE
-            };
+            let colour = if tick.label.is_empty() { FAINT_RULE } else { RULE };
             canvas.line((self.left, y), (self.right, y), 1.0, colour, 1.0);
             let x = self.left as i64 - 10 - font.width(&tick.label) as i64;
             canvas.text(x, y as i64 - half, &tick.label, font, TEXT);
@@ -127,41 +107,16 @@ impl Frame {
             canvas.line((x, self.bottom), (x, self.bottom + 5.0), 1.0, AXIS, 1.0);
             centred(canvas, x as i64, self.bottom as i64 + 9, &tick.label, font);
         }
-        canvas.line(
-            (self.left, self.top),
-            (self.left, self.bottom),
-            1.0,
-            AXIS,
-            1.0,
-        );
-        canvas.line(
-            (self.left, self.bottom),
-            (self.right, self.bottom),
-            1.0,
-            AXIS,
-            1.0,
-        );
-        let (middle_x, middle_y) = (
-            (self.left + self.right) / 2.0,
-            (self.top + self.bottom) / 2.0,
-        );
-        centred(
-            canvas,
-            middle_x as i64,
-            self.bottom as i64 + 32,
-            "training step",
-            font,
-        );
+        canvas.line((self.left, self.top), (self.left, self.bottom), 1.0, AXIS, 1.0);
+        canvas.line((self.left, self.bottom), (self.right, self.bottom), 1.0, AXIS, 1.0);
+        let (middle_x, middle_y) = ((self.left + self.right) / 2.0, (self.top + self.bottom) / 2.0);
+        centred(canvas, middle_x as i64, self.bottom as i64 + 32, "training step", font);
         let y = middle_y as i64 + font.width(y_name) as i64 / 2;
         canvas.text_up(8, y, y_name, font, TEXT);
     }
 
     fn draw_curve(&self, canvas: &mut Canvas, points: &[(f64, f64)], width: f32, colour: Rgb) {
-        let pixels = thin(
-            points
-                .iter()
-                .map(|&(step, loss)| (self.column(step), self.row(loss))),
-        );
+        let pixels = thin(points.iter().map(|&(step, loss)| (self.column(step), self.row(loss))));
         if let [only] = pixels[..] {
             canvas.line(only, only, width + 3.0, colour, 1.0);
         }
@@ -180,13 +135,7 @@ impl Frame {
             let middle = (y + font.height() as i64 / 2) as f32;
             canvas.text(left, y, name, font, TEXT);
             let line_end = left as f32 - 8.0;
-            canvas.line(
-                (line_end - 24.0, middle),
-                (line_end, middle),
-                thickness,
-                colour,
-                1.0,
-            );
+            canvas.line((line_end - 24.0, middle), (line_end, middle), thickness, colour, 1.0);
             right = left - 56;
         }
     }
@@ -209,11 +158,7 @@ fn running_mean(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
         let (begin, end) = (index - half, (index + half + 1).min(points.len()));
         (step, (sums[end] - sums[begin]) / (end - begin) as f64)
     };
-    points
-        .iter()
-        .enumerate()
-        .map(|(index, &(step, _))| mean(index, step))
-        .collect()
+    points.iter().enumerate().map(|(index, &(step, _))| mean(index, step)).collect()
 }
 
 /// The losses to show: all of the running mean and all but the most extreme half percent on each side of the raw values, so that a
@@ -227,9 +172,7 @@ fn shown_range(points: &[(f64, f64)], smoothed: &[(f64, f64)]) -> (f64, f64) {
         .iter()
         .copied()
         .chain(smoothed.iter().map(|&(_, loss)| loss))
-        .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), loss| {
-            (low.min(loss), high.max(loss))
-        })
+        .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), loss| (low.min(loss), high.max(loss)))
 }
 
 /// At most four points in a pixel column (first, lowest, highest, last) look the same as thousands and are drawn at once.
@@ -237,12 +180,7 @@ fn thin(pixels: impl Iterator<Item = (f32, f32)>) -> Vec<(f32, f32)> {
     let mut kept: Vec<(f32, f32)> = Vec::new();
     let mut column: Vec<(f32, f32)> = Vec::new();
     let flush = |column: &mut Vec<(f32, f32)>, kept: &mut Vec<(f32, f32)>| {
-        let extreme = |sign: f32| {
-            column
-                .iter()
-                .copied()
-                .reduce(|a, b| if sign * b.1 > sign * a.1 { b } else { a })
-        };
+        let extreme = |sign: f32| column.iter().copied().reduce(|a, b| if sign * b.1 > sign * a.1 { b } else { a });
         if column.len() > 4 {
             kept.extend(
                 column
@@ -258,10 +196,7 @@ fn thin(pixels: impl Iterator<Item = (f32, f32)>) -> Vec<(f32, f32)> {
         kept.append(column);
     };
     for pixel in pixels {
-        if column
-            .last()
-            .is_some_and(|last| last.0.floor() != pixel.0.floor())
-        {
+        if column.last().is_some_and(|last| last.0.floor() != pixel.0.floor()) {
             flush(&mut column, &mut kept);
         }
         column.push(pixel);
@@ -284,17 +219,9 @@ mod tests {
 
     #[test]
     fn the_running_mean_is_the_mean_around() {
-        let points: Vec<(f64, f64)> = (0..400)
-            .map(|i| (f64::from(i), f64::from(i * i % 97)))
-            .collect();
+        let points: Vec<(f64, f64)> = (0..400).map(|i| (f64::from(i), f64::from(i * i % 97))).collect();
         let smoothed = running_mean(&points);
-        for (index, window) in [
-            (0, 0..1),
-            (3, 3..4),
-            (9, 7..12),
-            (200, 195..206),
-            (398, 393..400),
-        ] {
+        for (index, window) in [(0, 0..1), (3, 3..4), (9, 7..12), (200, 195..206), (398, 393..400)] {
             let length = window.len() as f64;
             let expected = points[window].iter().map(|p| p.1).sum::<f64>() / length;
             assert!((smoothed[index].1 - expected).abs() < 1e-9, "{index}");
@@ -307,17 +234,9 @@ mod tests {
         for log_y in [false, true] {
             let points: Vec<(f64, f64)> = (0..=20)
                 .map(|i| f64::from(i) / 20.0)
-                .map(|s| {
-                    (
-                        s * 1000.0,
-                        if log_y { 10f64.powf(-3.0 * s) } else { 1.0 - s },
-                    )
-                })
+                .map(|s| (s * 1000.0, if log_y { 10f64.powf(-3.0 * s) } else { 1.0 - s }))
                 .collect();
-            let plot = LossPlot {
-                log_y,
-                ..LossPlot::new("t", &points)
-            };
+            let plot = LossPlot { log_y, ..LossPlot::new("t", &points) };
             let canvas = plot.draw();
             let dark = find(&canvas, SMOOTHED);
             // Above the frame is the legend, in the same colour.
@@ -326,10 +245,7 @@ mod tests {
             for &(x, y) in &dark {
                 let along = (x as f64 - left) / (right - left);
                 let expected = bottom - (bottom - top) * ((1.0 - along + 0.06) / 1.12);
-                assert!(
-                    (y as f64 - expected).abs() <= 1.5,
-                    "({x}, {y}), expected row {expected}"
-                );
+                assert!((y as f64 - expected).abs() <= 1.5, "({x}, {y}), expected row {expected}");
             }
             assert!(dark.len() > 800);
         }
@@ -337,9 +253,7 @@ mod tests {
 
     #[test]
     fn spikes_and_gaps_do_not_spoil_it() {
-        let mut points: Vec<(f64, f64)> = (0..5000)
-            .map(|i| (f64::from(i), 1.0 + f64::from(i % 7) * 0.01))
-            .collect();
+        let mut points: Vec<(f64, f64)> = (0..5000).map(|i| (f64::from(i), 1.0 + f64::from(i % 7) * 0.01)).collect();
         points[100].1 = f64::NAN;
         points[200].1 = f64::INFINITY;
         points[300].1 = 50.0;
@@ -352,21 +266,12 @@ mod tests {
 
     #[test]
     fn degenerate_input_still_gives_a_picture() {
-        for points in [
-            &[][..],
-            &[(0.0, f64::NAN)],
-            &[(5.0, 0.1)],
-            &[(5.0, 0.1), (5.0, 0.1)],
-            &[(0.0, -1.0), (1.0, 0.0)],
-        ] {
+        for points in
+            [&[][..], &[(0.0, f64::NAN)], &[(5.0, 0.1)], &[(5.0, 0.1), (5.0, 0.1)], &[(0.0, -1.0), (1.0, 0.0)]]
+        {
             for log_y in [false, true] {
                 for (width, height) in [(960, 540), (20, 20)] {
-                    let plot = LossPlot {
-                        log_y,
-                        width,
-                        height,
-                        ..LossPlot::new("a title", points)
-                    };
+                    let plot = LossPlot { log_y, width, height, ..LossPlot::new("a title", points) };
                     assert_eq!((plot.draw().width(), plot.draw().height()), (width, height));
                 }
             }
@@ -375,9 +280,7 @@ mod tests {
 
     #[test]
     fn thinning_keeps_the_extremes_of_each_column() {
-        let pixels: Vec<(f32, f32)> = (0..10_000)
-            .map(|i| (i as f32 / 100.0, ((i * 7919) % 1009) as f32))
-            .collect();
+        let pixels: Vec<(f32, f32)> = (0..10_000).map(|i| (i as f32 / 100.0, ((i * 7919) % 1009) as f32)).collect();
         let kept = thin(pixels.iter().copied());
         assert!(kept.len() <= 400);
         for column in 0..100 {
@@ -385,9 +288,7 @@ mod tests {
                 points
                     .iter()
                     .filter(|p| p.0.floor() == column as f32)
-                    .fold((f32::MAX, f32::MIN), |(low, high), p| {
-                        (low.min(p.1), high.max(p.1))
-                    })
+                    .fold((f32::MAX, f32::MIN), |(low, high), p| (low.min(p.1), high.max(p.1)))
             };
             assert_eq!(range(&kept), range(&pixels));
         }

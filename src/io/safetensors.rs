@@ -75,10 +75,7 @@ impl TensorFile {
     /// [`FileError::Os`], [`FileError::Malformed`], [`FileError::Truncated`].
     pub fn open(path: &Path) -> Result<Self, FileError> {
         let mut file = File::open(path).map_err(FileError::os("open", path))?;
-        let length = file
-            .metadata()
-            .map_err(FileError::os("inspect", path))?
-            .len();
+        let length = file.metadata().map_err(FileError::os("inspect", path))?.len();
         let malformed = |offset, problem| FileError::Malformed {
             path: path.to_path_buf(),
             offset,
@@ -86,57 +83,35 @@ impl TensorFile {
             remedy: "this is no valid safetensors file; export it again",
         };
         if length < 8 {
-            return Err(malformed(
-                0,
-                format!("the file has {length} bytes, fewer than the 8 of the header length"),
-            ));
+            return Err(malformed(0, format!("the file has {length} bytes, fewer than the 8 of the header length")));
         }
         let mut length_field = [0; 8];
-        file.read_exact(&mut length_field)
-            .map_err(FileError::os("read", path))?;
+        file.read_exact(&mut length_field).map_err(FileError::os("read", path))?;
         let header_length = u64::from_le_bytes(length_field);
         if header_length > MAX_HEADER {
             return Err(malformed(
                 0,
-                format!(
-                    "a header of {header_length} bytes is over the format's limit of {MAX_HEADER}"
-                ),
+                format!("a header of {header_length} bytes is over the format's limit of {MAX_HEADER}"),
             ));
         }
         let data_begin = 8 + header_length;
         if data_begin > length {
-            return Err(FileError::Truncated {
-                path: path.to_path_buf(),
-                expected: data_begin,
-                actual: length,
-            });
+            return Err(FileError::Truncated { path: path.to_path_buf(), expected: data_begin, actual: length });
         }
-        let header_length = usize::try_from(header_length)
-            .map_err(|_| malformed(0, "the header does not fit in memory".into()))?;
+        let header_length =
+            usize::try_from(header_length).map_err(|_| malformed(0, "the header does not fit in memory".into()))?;
         let mut header = vec![0; header_length];
-        file.read_exact(&mut header)
-            .map_err(FileError::os("read", path))?;
-        let parsed: Metadata = serde_json::from_slice(&header).map_err(|error| {
-            malformed(
-                8 + json_offset(&header, &error),
-                format!("bad header: {error}"),
-            )
-        })?;
+        file.read_exact(&mut header).map_err(FileError::os("read", path))?;
+        let parsed: Metadata = serde_json::from_slice(&header)
+            .map_err(|error| malformed(8 + json_offset(&header, &error), format!("bad header: {error}")))?;
         let expected = data_begin
             .checked_add(parsed.data_len() as u64)
             .ok_or_else(|| malformed(8, "the tensors' sizes overflow".into()))?;
         if expected > length {
-            return Err(FileError::Truncated {
-                path: path.to_path_buf(),
-                expected,
-                actual: length,
-            });
+            return Err(FileError::Truncated { path: path.to_path_buf(), expected, actual: length });
         }
         if expected < length {
-            return Err(malformed(
-                expected,
-                format!("{} bytes follow the last tensor", length - expected),
-            ));
+            return Err(malformed(expected, format!("{} bytes follow the last tensor", length - expected)));
         }
         let tensors = parsed
             .tensors()
@@ -153,12 +128,7 @@ impl TensorFile {
             })
             .collect();
         let metadata: HashMap<String, String> = parsed.metadata().clone().unwrap_or_default();
-        Ok(Self {
-            path: path.to_path_buf(),
-            file: Mutex::new(file),
-            tensors,
-            metadata: metadata.into_iter().collect(),
-        })
+        Ok(Self { path: path.to_path_buf(), file: Mutex::new(file), tensors, metadata: metadata.into_iter().collect() })
     }
 
     /// The file.
@@ -181,9 +151,7 @@ impl TensorFile {
     /// # Errors
     /// [`FileError::MissingTensor`].
     pub fn info(&self, name: &str) -> Result<&TensorInfo, FileError> {
-        self.tensors
-            .get(name)
-            .ok_or_else(|| missing_tensor(&self.path, name, self.names()))
+        self.tensors.get(name).ok_or_else(|| missing_tensor(&self.path, name, self.names()))
     }
 
     /// Reads a tensor. F64, F16 and BF16 become f32; I32 becomes i64.
@@ -201,31 +169,20 @@ impl TensorFile {
         let count = info.shape.iter().product();
         let data = match stored {
             StoredType::F32 => TensorData::F32(self.decode(info, count, f32::from_le_bytes)?),
-            StoredType::F64 => {
-                TensorData::F32(self.decode(info, count, |b| f64::from_le_bytes(b) as f32)?)
-            }
-            StoredType::F16 => {
-                TensorData::F32(self.decode(info, count, |b| f16::from_le_bytes(b).to_f32())?)
-            }
-            StoredType::Bf16 => {
-                TensorData::F32(self.decode(info, count, |b| bf16::from_le_bytes(b).to_f32())?)
-            }
+            StoredType::F64 => TensorData::F32(self.decode(info, count, |b| f64::from_le_bytes(b) as f32)?),
+            StoredType::F16 => TensorData::F32(self.decode(info, count, |b| f16::from_le_bytes(b).to_f32())?),
+            StoredType::Bf16 => TensorData::F32(self.decode(info, count, |b| bf16::from_le_bytes(b).to_f32())?),
             StoredType::I64 => TensorData::I64(self.decode(info, count, i64::from_le_bytes)?),
-            StoredType::I32 => {
-                TensorData::I64(self.decode(info, count, |b| i64::from(i32::from_le_bytes(b)))?)
-            }
+            StoredType::I32 => TensorData::I64(self.decode(info, count, |b| i64::from(i32::from_le_bytes(b)))?),
             StoredType::U8 => TensorData::U8(self.decode(info, count, |[b]| b)?),
         };
-        Ok(HostTensor {
-            shape: info.shape.clone(),
-            data,
-        })
+        Ok(HostTensor { shape: info.shape.clone(), data })
     }
 
     /// Reads a float tensor of a known shape, refusing other shapes, integers, NaN and infinities.
     ///
     /// # Errors
-    /// Those of [`get`](Self::get); [`FileError::Shape`], [`FileError::NonFinite`].
+    /// Those of [`get`](Self::get); [`FileError::Shape`], [`FileError::NotFloat`], [`FileError::NonFinite`].
     pub fn get_f32(&self, name: &str, expected: &[usize]) -> Result<Vec<f32>, FileError> {
         let info = self.info(name)?;
         if info.shape != expected {
@@ -241,10 +198,10 @@ impl TensorFile {
                 super::check_finite(&self.path, name, &values)?;
                 Ok(values)
             }
-            _ => Err(FileError::Dtype {
+            _ => Err(FileError::NotFloat {
                 path: self.path.clone(),
                 tensor: name.to_string(),
-                dtype: format!("{} where floats are needed", info.dtype),
+                dtype: info.dtype.clone(),
             }),
         }
     }
@@ -276,44 +233,20 @@ impl TensorFile {
 }
 
 /// The error for a name that is not among `names`, with the most similar one.
-pub(super) fn missing_tensor<'a>(
-    path: &Path,
-    tensor: &str,
-    names: impl Iterator<Item = &'a str>,
-) -> FileError {
+pub(super) fn missing_tensor<'a>(path: &Path, tensor: &str, names: impl Iterator<Item = &'a str>) -> FileError {
     let common = |name: &str| {
-        let ends = name
-            .bytes()
-            .zip(tensor.bytes())
-            .take_while(|(a, b)| a == b)
-            .count();
-        let tails = name
-            .bytes()
-            .rev()
-            .zip(tensor.bytes().rev())
-            .take_while(|(a, b)| a == b)
-            .count();
+        let ends = name.bytes().zip(tensor.bytes()).take_while(|(a, b)| a == b).count();
+        let tails = name.bytes().rev().zip(tensor.bytes().rev()).take_while(|(a, b)| a == b).count();
         ends + tails
     };
     let mut count = 0;
-    let nearest = names
-        .inspect(|_| count += 1)
-        .max_by_key(|name| common(name))
-        .map(str::to_string);
-    FileError::MissingTensor {
-        path: path.to_path_buf(),
-        tensor: tensor.to_string(),
-        count,
-        nearest,
-    }
+    let nearest = names.inspect(|_| count += 1).max_by_key(|name| common(name)).map(str::to_string);
+    FileError::MissingTensor { path: path.to_path_buf(), tensor: tensor.to_string(), count, nearest }
 }
 
 /// The byte in `text` that a JSON error points at.
 pub(super) fn json_offset(text: &[u8], error: &serde_json::Error) -> u64 {
-    let line_begin: usize = text
-        .split_inclusive(|&byte| byte == b'\n')
-        .take(error.line().saturating_sub(1))
-        .map(<[u8]>::len)
-        .sum();
+    let line_begin: usize =
+        text.split_inclusive(|&byte| byte == b'\n').take(error.line().saturating_sub(1)).map(<[u8]>::len).sum();
     (line_begin + error.column().saturating_sub(1)) as u64
 }

@@ -27,26 +27,18 @@ impl TensorSink {
         let mut header = Header::new(&[("format", "pt")]);
         let mut label_bytes = 0;
         if shape.labelled {
-            header
-                .add("labels", "I64", &[shape.count])
-                .map_err(|p| ledger.unwritable(p))?;
+            header.add("labels", "I64", &[shape.count]).map_err(|p| ledger.unwritable(p))?;
             label_bytes = shape.count as u64 * 8;
         }
         let extents = [shape.count, shape.channels, shape.height, shape.width];
-        header
-            .add("samples", "F32", &extents)
-            .map_err(|p| ledger.unwritable(p))?;
+        header.add("samples", "F32", &extents).map_err(|p| ledger.unwritable(p))?;
         let header = header.bytes();
         let labels_at = header.len() as u64;
         let mut file = AtomicFile::create(path)?;
         file.write_all(&header)
             .and_then(|()| file.seek(SeekFrom::Start(labels_at + label_bytes)))
             .map_err(FileError::os("write", path))?;
-        Ok(Self {
-            file,
-            labels_at,
-            ledger,
-        })
+        Ok(Self { file, labels_at, ledger })
     }
 }
 
@@ -62,11 +54,7 @@ impl SampleSink for TensorSink {
         self.ledger.check_complete()?;
         self.file
             .seek(SeekFrom::Start(self.labels_at))
-            .and_then(|_| {
-                write_le(&mut self.file, &self.ledger.labels, |label| {
-                    i64::from(label).to_le_bytes()
-                })
-            })
+            .and_then(|_| write_le(&mut self.file, &self.ledger.labels, |label| i64::from(label).to_le_bytes()))
             .map_err(FileError::os("write", self.ledger.path()))?;
         self.file.commit()
     }
@@ -82,29 +70,19 @@ mod tests {
         for labelled in [false, true] {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("s.safetensors");
-            let shape = SampleShape {
-                count: 3,
-                channels: 5,
-                height: 1,
-                width: 3,
-                labelled,
-            };
+            let shape = SampleShape { count: 3, channels: 5, height: 1, width: 3, labelled };
             let values: Vec<f32> = (0..45).map(|i| (i as f32).sin()).collect();
             let labels = [2, 0, 9];
             let mut sink = TensorSink::create(&path, shape).unwrap();
             for (batch, label) in values.chunks(15).zip(labels.chunks(1)) {
-                sink.push(ImageBatch::new(batch, 5, 1, 3), labelled.then_some(label))
-                    .unwrap();
+                sink.push(ImageBatch::new(batch, 5, 1, 3), labelled.then_some(label)).unwrap();
             }
             Box::new(sink).finish().unwrap();
             let file = TensorFile::open(&path).unwrap();
             assert_eq!(file.get_f32("samples", &[3, 5, 1, 3]).unwrap(), values);
             assert_eq!(file.names().count(), 1 + usize::from(labelled));
             if labelled {
-                assert_eq!(
-                    file.get("labels").unwrap().data,
-                    TensorData::I64(vec![2, 0, 9])
-                );
+                assert_eq!(file.get("labels").unwrap().data, TensorData::I64(vec![2, 0, 9]));
             }
         }
     }

@@ -86,8 +86,7 @@ pub fn open_sink(path: &Path, shape: SampleShape) -> Result<Box<dyn SampleSink>,
         OutputKind::Folder => Ok(Box::new(PngFolderSink::create(path, shape)?)),
         OutputKind::Grid | OutputKind::Animation => Err(FileError::Unwritable {
             path: path.to_path_buf(),
-            problem: "a grid or an animation is drawn from all samples at once, not batch by batch"
-                .into(),
+            problem: "a grid or an animation is drawn from all samples at once, not batch by batch".into(),
         }),
     }
 }
@@ -104,13 +103,7 @@ pub(super) struct Ledger {
 
 impl Ledger {
     pub(super) fn new(path: &Path, shape: SampleShape) -> Self {
-        Self {
-            path: path.to_path_buf(),
-            shape,
-            written: 0,
-            labels: Vec::new(),
-            failed: false,
-        }
+        Self { path: path.to_path_buf(), shape, written: 0, labels: Vec::new(), failed: false }
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -118,18 +111,11 @@ impl Ledger {
     }
 
     pub(super) fn unwritable(&self, problem: String) -> FileError {
-        FileError::Unwritable {
-            path: self.path.clone(),
-            problem,
-        }
+        FileError::Unwritable { path: self.path.clone(), problem }
     }
 
     /// Notes a batch; call it before writing the batch.
-    pub(super) fn accept(
-        &mut self,
-        images: &ImageBatch<'_>,
-        labels: Option<&[u32]>,
-    ) -> Result<(), FileError> {
+    pub(super) fn accept(&mut self, images: &ImageBatch<'_>, labels: Option<&[u32]>) -> Result<(), FileError> {
         let expected = [self.shape.channels, self.shape.height, self.shape.width];
         let actual = [images.channels, images.height, images.width];
         if actual != expected {
@@ -139,20 +125,13 @@ impl Ledger {
         }
         let count = images.count();
         if self.written + count > self.shape.count {
-            return Err(self.unwritable(format!(
-                "more than the announced {} samples came",
-                self.shape.count
-            )));
+            return Err(self.unwritable(format!("more than the announced {} samples came", self.shape.count)));
         }
         if labels.map(<[u32]>::len) != self.shape.labelled.then_some(count) {
             return Err(self.unwritable(format!(
                 "{} labels came with {count} images of {} samples",
                 labels.map_or(0, <[u32]>::len),
-                if self.shape.labelled {
-                    "labelled"
-                } else {
-                    "unlabelled"
-                }
+                if self.shape.labelled { "labelled" } else { "unlabelled" }
             )));
         }
         self.labels.extend_from_slice(labels.unwrap_or_default());
@@ -173,10 +152,7 @@ impl Ledger {
         if self.written == self.shape.count {
             return Ok(());
         }
-        Err(self.unwritable(format!(
-            "only {} of {} samples came",
-            self.written, self.shape.count
-        )))
+        Err(self.unwritable(format!("only {} of {} samples came", self.written, self.shape.count)))
     }
 }
 
@@ -189,13 +165,7 @@ mod tests {
         for name in ["s.npz", "s.safetensors", "s"] {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join(name);
-            let shape = SampleShape {
-                count: 3,
-                channels: 1,
-                height: 2,
-                width: 2,
-                labelled: true,
-            };
+            let shape = SampleShape { count: 3, channels: 1, height: 2, width: 2, labelled: true };
             let values = [0.0; 16];
             let two = ImageBatch::new(&values[..8], 1, 2, 2);
             let mut sink = open_sink(&path, shape).unwrap();
@@ -204,11 +174,7 @@ mod tests {
             let one = ImageBatch::new(&values[..4], 1, 2, 2);
             assert!(sink.push(one, None).is_err(), "no labels");
             assert!(sink.push(one, Some(&[1, 2])).is_err(), "too many labels");
-            assert!(
-                sink.push(ImageBatch::new(&values[..4], 1, 4, 1), Some(&[1]))
-                    .is_err(),
-                "other shape"
-            );
+            assert!(sink.push(ImageBatch::new(&values[..4], 1, 4, 1), Some(&[1])).is_err(), "other shape");
             let text = sink.finish().unwrap_err().to_string();
             assert!(text.contains("only 2 of 3"), "{text}");
             assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
@@ -217,17 +183,10 @@ mod tests {
 
     #[test]
     fn a_failed_write_is_not_forgotten() {
-        let shape = SampleShape {
-            count: 0,
-            channels: 1,
-            height: 2,
-            width: 2,
-            labelled: false,
-        };
+        let shape = SampleShape { count: 0, channels: 1, height: 2, width: 2, labelled: false };
         let mut ledger = Ledger::new(Path::new("s.npz"), shape);
         assert!(ledger.check_complete().is_ok());
-        let full =
-            FileError::os("write", Path::new("s.npz"))(std::io::ErrorKind::StorageFull.into());
+        let full = FileError::os("write", Path::new("s.npz"))(std::io::ErrorKind::StorageFull.into());
         assert!(ledger.record(Err(full)).is_err());
         assert!(ledger.record(Ok(())).is_ok());
         assert!(ledger.check_complete().is_err());
@@ -235,14 +194,8 @@ mod tests {
 
     #[test]
     fn the_extension_chooses() {
-        assert_eq!(
-            OutputKind::of(Path::new("a/b.PNG")).unwrap(),
-            OutputKind::Grid
-        );
-        assert_eq!(
-            OutputKind::of(Path::new("samples")).unwrap(),
-            OutputKind::Folder
-        );
+        assert_eq!(OutputKind::of(Path::new("a/b.PNG")).unwrap(), OutputKind::Grid);
+        assert_eq!(OutputKind::of(Path::new("samples")).unwrap(), OutputKind::Folder);
         let text = OutputKind::of(Path::new("a.jpg")).unwrap_err().to_string();
         assert!(text.contains(".jpg") && text.contains(".npz"), "{text}");
     }

@@ -31,10 +31,7 @@ impl HostTensor {
     /// If `data` has another number of elements than `shape`.
     pub fn f32(shape: &[usize], data: Vec<f32>) -> Self {
         assert_eq!(data.len(), shape.iter().product::<usize>(), "{shape:?}");
-        Self {
-            shape: shape.to_vec(),
-            data: TensorData::F32(data),
-        }
+        Self { shape: shape.to_vec(), data: TensorData::F32(data) }
     }
 
     /// Number of elements.
@@ -95,10 +92,7 @@ pub struct TensorView<'a> {
 impl<'a> TensorView<'a> {
     /// A view of floats.
     pub fn f32(shape: &'a [usize], data: &'a [f32]) -> Self {
-        Self {
-            shape,
-            data: DataView::F32(data),
-        }
+        Self { shape, data: DataView::F32(data) }
     }
 
     /// Number of elements.
@@ -151,23 +145,14 @@ mod tests {
     #[test]
     fn the_first_bad_element_is_named() {
         let path = Path::new("w.safetensors");
-        for (index, bad) in [
-            (0, f32::NAN),
-            (4095, f32::INFINITY),
-            (4096, f32::NEG_INFINITY),
-            (9999, f32::NAN),
-        ] {
+        for (index, bad) in [(0, f32::NAN), (4095, f32::INFINITY), (4096, f32::NEG_INFINITY), (9999, f32::NAN)] {
             let mut values = vec![f32::MAX; 10_000];
             values[1] = -f32::MAX;
             check_finite(path, "conv.weight", &values).unwrap();
             values[index] = bad;
             values[9_999] = bad;
             match check_finite(path, "conv.weight", &values) {
-                Err(FileError::NonFinite {
-                    tensor,
-                    index: found,
-                    ..
-                }) => {
+                Err(FileError::NonFinite { tensor, index: found, .. }) => {
                     assert_eq!((tensor.as_str(), found), ("conv.weight", index));
                 }
                 other => panic!("{other:?}"),

@@ -35,9 +35,7 @@ impl WeightSource {
             let extension = path.extension().unwrap_or_default();
             return match extension.to_str() {
                 Some("json") => Self::sharded(path),
-                Some("bin" | "pt" | "pth" | "ckpt") => Err(FileError::OnlyPickle {
-                    path: path.to_path_buf(),
-                }),
+                Some("bin" | "pt" | "pth" | "ckpt") => Err(FileError::OnlyPickle { path: path.to_path_buf() }),
                 _ => Self::single(path),
             };
         }
@@ -58,28 +56,20 @@ impl WeightSource {
         for folder in &folders {
             for name in [format!("{STEM}.bin"), format!("{STEM}.bin.index.json")] {
                 if folder.join(&name).is_file() {
-                    return Err(FileError::OnlyPickle {
-                        path: folder.join(name),
-                    });
+                    return Err(FileError::OnlyPickle { path: folder.join(name) });
                 }
             }
         }
         Err(FileError::NoWeights {
             folder: path.to_path_buf(),
-            looked_for: format!(
-                "{STEM}.safetensors and {STEM}.safetensors.index.json, here and in unet/"
-            ),
+            looked_for: format!("{STEM}.safetensors and {STEM}.safetensors.index.json, here and in unet/"),
         })
     }
 
     fn single(path: &Path) -> Result<Self, FileError> {
         let file = TensorFile::open(path)?;
         let tensors = file.names().map(|name| (name.to_string(), 0)).collect();
-        Ok(Self {
-            path: path.to_path_buf(),
-            files: vec![file],
-            tensors,
-        })
+        Ok(Self { path: path.to_path_buf(), files: vec![file], tensors })
     }
 
     fn sharded(index: &Path) -> Result<Self, FileError> {
@@ -96,23 +86,13 @@ impl WeightSource {
                     files.len() - 1
                 }
             };
-            let held = files
-                .get(position)
-                .is_some_and(|file| file.info(&tensor).is_ok());
+            let held = files.get(position).is_some_and(|file| file.info(&tensor).is_ok());
             if !held {
-                return Err(FileError::ShardLacksTensor {
-                    index: index.to_path_buf(),
-                    tensor,
-                    shard,
-                });
+                return Err(FileError::ShardLacksTensor { index: index.to_path_buf(), tensor, shard });
             }
             tensors.insert(tensor, position);
         }
-        Ok(Self {
-            path: index.to_path_buf(),
-            files,
-            tensors,
-        })
+        Ok(Self { path: index.to_path_buf(), files, tensors })
     }
 
     /// The file that was found: a safetensors file or an index.
@@ -179,13 +159,10 @@ fn read_index(index: &Path) -> Result<BTreeMap<String, String>, FileError> {
         .and_then(|file| file.take(MAX_INDEX + 1).read_to_end(&mut text))
         .map_err(FileError::os("read", index))?;
     if text.len() as u64 > MAX_INDEX {
-        return Err(malformed(
-            MAX_INDEX,
-            format!("the index is longer than {MAX_INDEX} bytes"),
-        ));
+        return Err(malformed(MAX_INDEX, format!("the index is longer than {MAX_INDEX} bytes")));
     }
-    let parsed: Index = serde_json::from_slice(&text)
-        .map_err(|error| malformed(json_offset(&text, &error), error.to_string()))?;
+    let parsed: Index =
+        serde_json::from_slice(&text).map_err(|error| malformed(json_offset(&text, &error), error.to_string()))?;
     Ok(parsed.weight_map)
 }
 
@@ -196,19 +173,13 @@ fn shard_path(index: &Path, folder: &Path, shard: &str) -> Result<PathBuf, FileE
         (Some(Component::Normal(name)), None) if name == shard
     );
     if !plain || shard.contains(['\\', ':', '\0']) {
-        return Err(FileError::ShardEscapes {
-            index: index.to_path_buf(),
-            shard: shard.to_string(),
-        });
+        return Err(FileError::ShardEscapes { index: index.to_path_buf(), shard: shard.to_string() });
     }
     let path = folder.join(shard);
     if path.is_file() {
         Ok(path)
     } else {
-        Err(FileError::MissingShard {
-            index: index.to_path_buf(),
-            shard: shard.to_string(),
-        })
+        Err(FileError::MissingShard { index: index.to_path_buf(), shard: shard.to_string() })
     }
 }
 
@@ -221,8 +192,7 @@ mod tests {
     const TWO: &str = "diffusion_pytorch_model-00002-of-00002.safetensors";
 
     fn save(path: &Path, name: &str, data: &[f32]) {
-        safetensors_write::write(path, &[(name, TensorView::f32(&[data.len()], data))], &[])
-            .unwrap();
+        safetensors_write::write(path, &[(name, TensorView::f32(&[data.len()], data))], &[]).unwrap();
     }
 
     fn sharded(folder: &Path, map: &str) -> PathBuf {
@@ -230,11 +200,7 @@ mod tests {
         save(&unet.join(ONE), "a", &[1.0]);
         save(&unet.join(TWO), "b", &[2.0, 3.0]);
         let index = unet.join(format!("{STEM}.safetensors.index.json"));
-        fs::write(
-            &index,
-            format!(r#"{{"metadata":{{"total_size":12}},"weight_map":{map}}}"#),
-        )
-        .unwrap();
+        fs::write(&index, format!(r#"{{"metadata":{{"total_size":12}},"weight_map":{map}}}"#)).unwrap();
         unet
     }
 
@@ -243,26 +209,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let nested = folder.path().join(format!("unet/{STEM}.fp16.safetensors"));
         save(&nested, "a", &[1.0]);
-        assert_eq!(
-            WeightSource::open(folder.path())
-                .unwrap()
-                .get_f32("a", &[1])
-                .unwrap(),
-            [1.0]
-        );
+        assert_eq!(WeightSource::open(folder.path()).unwrap().get_f32("a", &[1]).unwrap(), [1.0]);
         assert_eq!(WeightSource::open(&nested).unwrap().path(), nested);
-        save(
-            &folder.path().join(format!("{STEM}.safetensors")),
-            "a",
-            &[2.0],
-        );
-        assert_eq!(
-            WeightSource::open(folder.path())
-                .unwrap()
-                .get_f32("a", &[1])
-                .unwrap(),
-            [2.0]
-        );
+        save(&folder.path().join(format!("{STEM}.safetensors")), "a", &[2.0]);
+        assert_eq!(WeightSource::open(folder.path()).unwrap().get_f32("a", &[1]).unwrap(), [2.0]);
     }
 
     #[test]
@@ -275,10 +225,7 @@ mod tests {
         assert!(WeightSource::open(source.path()).is_ok());
         assert_eq!(source.info("b").unwrap().shape, [2]);
         assert_eq!(source.get_f32("b", &[2]).unwrap(), [2.0, 3.0]);
-        assert!(matches!(
-            source.get("c"),
-            Err(FileError::MissingTensor { count: 2, .. })
-        ));
+        assert!(matches!(source.get("c"), Err(FileError::MissingTensor { count: 2, .. })));
     }
 
     #[test]
@@ -292,40 +239,18 @@ mod tests {
             other => panic!("{other:?}"),
         }
         sharded(folder.path(), r#"{"a":"gone.safetensors"}"#);
-        assert!(matches!(
-            WeightSource::open(folder.path()),
-            Err(FileError::MissingShard { .. })
-        ));
+        assert!(matches!(WeightSource::open(folder.path()), Err(FileError::MissingShard { .. })));
         fs::write(folder.path().join("outside.safetensors"), b"").unwrap();
-        for escape in [
-            "../outside.safetensors",
-            "..",
-            ".",
-            "",
-            "/etc/passwd",
-            "x/../a",
-            "./a",
-            "a/",
-            "..\\\\a",
-            "C:a",
-            "\\u0000",
-        ] {
+        for escape in
+            ["../outside.safetensors", "..", ".", "", "/etc/passwd", "x/../a", "./a", "a/", "..\\\\a", "C:a", "\\u0000"]
+        {
             sharded(folder.path(), &format!(r#"{{"a":"{escape}"}}"#));
-            assert!(
-                matches!(
-                    WeightSource::open(folder.path()),
-                    Err(FileError::ShardEscapes { .. })
-                ),
-                "{escape}"
-            );
+            assert!(matches!(WeightSource::open(folder.path()), Err(FileError::ShardEscapes { .. })), "{escape}");
         }
         for bad in ["3", r#"{"a":3}"#, "[", r#"{"a":null}"#] {
             sharded(folder.path(), bad);
             assert!(
-                matches!(
-                    WeightSource::open(folder.path()),
-                    Err(FileError::Malformed { offset: 1.., .. })
-                ),
+                matches!(WeightSource::open(folder.path()), Err(FileError::Malformed { offset: 1.., .. })),
                 "{bad}"
             );
         }
@@ -335,10 +260,7 @@ mod tests {
     fn a_pickle_or_nothing_says_what_to_do() {
         let folder = tempfile::tempdir().unwrap();
         let text = WeightSource::open(folder.path()).unwrap_err().to_string();
-        assert!(
-            text.contains("diffusion_pytorch_model.safetensors"),
-            "{text}"
-        );
+        assert!(text.contains("diffusion_pytorch_model.safetensors"), "{text}");
         fs::write(folder.path().join(format!("{STEM}.bin")), b"pickle").unwrap();
         let error = WeightSource::open(folder.path()).unwrap_err();
         assert!(matches!(error, FileError::OnlyPickle { .. }));

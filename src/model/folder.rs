@@ -32,9 +32,9 @@ impl ModelFolder {
             let error = std::io::Error::from(std::io::ErrorKind::NotFound);
             return Err(FileError::os("open the model folder", &path)(error).into());
         }
-        let (file, text) = read_first(&path, "unet/config.json", "config.json")?;
+        let (file, text) = read_first(&path, "config.json", "unet/config.json")?;
         let config = UNetConfig::from_json(&text).map_err(|source| ModelError::Config { path: file, source })?;
-        let (file, text) = read_first(&path, "scheduler/scheduler_config.json", "scheduler_config.json")?;
+        let (file, text) = read_first(&path, "scheduler_config.json", "scheduler/scheduler_config.json")?;
         let scheduler =
             SchedulerConfig::from_json(&text).map_err(|source| ModelError::Scheduler { path: file, source })?;
         Ok(Self { path, config, scheduler })
@@ -50,11 +50,7 @@ impl ModelFolder {
 }
 
 /// Path and text of the first of two files that exists.
-fn read_first(
-    folder: &Path,
-    first: &'static str,
-    second: &'static str,
-) -> Result<(PathBuf, String), ModelError> {
+fn read_first(folder: &Path, first: &'static str, second: &'static str) -> Result<(PathBuf, String), ModelError> {
     let path = [first, second].iter().map(|name| folder.join(name)).find(|p| p.is_file());
     let Some(path) = path else {
         return Err(ModelError::NotAModel { folder: folder.to_path_buf(), first, second });

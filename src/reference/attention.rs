@@ -43,14 +43,8 @@ impl Head<'_> {
 
 fn heads(qkv: Tensor<'_>, heads: usize) -> impl Iterator<Item = Head<'_>> {
     let width = qkv.shape.channels() / 3 / heads;
-    (0..qkv.shape.batch()).flat_map(move |sample| {
-        (0..heads).map(move |head| Head {
-            qkv,
-            sample,
-            first_channel: head * width,
-            width,
-        })
-    })
+    (0..qkv.shape.batch())
+        .flat_map(move |sample| (0..heads).map(move |head| Head { qkv, sample, first_channel: head * width, width }))
 }
 
 pub(super) fn attention(n: usize, qkv: Tensor) -> Vec<Vec<f64>> {
@@ -77,9 +71,8 @@ pub(super) fn attention_grad(n: usize, dout: Tensor, qkv: Tensor) -> Vec<f64> {
         for i in 0..head.tokens() {
             let (p, _) = head.probabilities(i);
             let dy = |d: usize| dout.data[(head.sample * head.tokens() + i) * c + head.first_channel + d];
-            let dp: Vec<f64> = (0..head.tokens())
-                .map(|j| (0..head.width).map(|d| dy(d) * head.get(2, j, d)).sum())
-                .collect();
+            let dp: Vec<f64> =
+                (0..head.tokens()).map(|j| (0..head.width).map(|d| dy(d) * head.get(2, j, d)).sum()).collect();
             let mean: f64 = p.iter().zip(&dp).map(|(p, d)| p * d).sum();
             for j in 0..head.tokens() {
                 let dscore = p[j] * (dp[j] - mean) * head.scale();

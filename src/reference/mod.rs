@@ -2,8 +2,8 @@
 //!
 //! It keeps one vector per value and ignores the memory plan, so that it also judges the planner.
 
-mod conv;
 mod attention;
+mod conv;
 mod norm;
 mod pointwise;
 mod sampling;
@@ -44,19 +44,12 @@ impl Backend for Reference {
     fn compile(&self, plan: Plan) -> Result<Box<dyn Executable>, BackendError> {
         let graph = plan.graph();
         let persistent = |v: &crate::graph::Value| matches!(v.source, Source::Input | Source::State);
-        let values = graph
-            .values()
-            .iter()
-            .map(|v| vec![0.0; if persistent(v) { v.shape.numel() } else { 0 }])
-            .collect();
+        let values =
+            graph.values().iter().map(|v| vec![0.0; if persistent(v) { v.shape.numel() } else { 0 }]).collect();
         let params: Vec<Vec<f64>> = graph.params().iter().map(|p| vec![0.0; p.numel()]).collect();
         let trains = graph.nodes().iter().any(|n| matches!(n.op, Op::AdamW(_)));
         let optimiser = if trains { params.clone() } else { Vec::new() };
-        Ok(Box::new(RefExecutable {
-            values,
-            stores: [params, optimiser.clone(), optimiser.clone(), optimiser],
-            plan,
-        }))
+        Ok(Box::new(RefExecutable { values, stores: [params, optimiser.clone(), optimiser.clone(), optimiser], plan }))
     }
 }
 
@@ -69,13 +62,11 @@ struct RefExecutable {
 impl RefExecutable {
     fn store(&self, store: Store, param: ParamId) -> Result<&Vec<f64>, BackendError> {
         let name = &self.plan.graph().params()[param.index()].name;
-        self.stores[store as usize]
-            .get(param.index())
-            .ok_or_else(|| BackendError::Length {
-                what: format!("{store:?} of {name}"),
-                expected: 0,
-                actual: self.plan.graph().params()[param.index()].numel(),
-            })
+        self.stores[store as usize].get(param.index()).ok_or_else(|| BackendError::Length {
+            what: format!("{store:?} of {name}"),
+            expected: 0,
+            actual: self.plan.graph().params()[param.index()].numel(),
+        })
     }
 
     fn name(&self, value: ValueId) -> &str {
@@ -166,11 +157,8 @@ impl Executable for RefExecutable {
                 continue;
             }
             let graph = self.plan.graph();
-            let inputs: Vec<Tensor> = node
-                .inputs
-                .iter()
-                .map(|&v| Tensor { shape: graph.shape(v), data: self.data(v) })
-                .collect();
+            let inputs: Vec<Tensor> =
+                node.inputs.iter().map(|&v| Tensor { shape: graph.shape(v), data: self.data(v) }).collect();
             let shapes: Vec<Shape> = node.outputs.iter().map(|&v| graph.shape(v)).collect();
             let results = eval(&node.op, &inputs, &shapes);
             for (v, data) in node.outputs.iter().zip(results) {
@@ -207,9 +195,7 @@ fn eval(op: &Op, x: &[Tensor], out: &[Shape]) -> Vec<Vec<f64>> {
         Op::AttentionGrad { heads } => vec![attention::attention_grad(*heads, x[0], x[1])],
         Op::Noising(n) => training::noising(n, x),
         Op::DiffusionLoss(o) => training::loss(o, x),
-        Op::GlobalNorm => vec![vec![
-            x.iter().flat_map(|t| t.data).map(|g| g * g).sum::<f64>().sqrt(),
-        ]],
+        Op::GlobalNorm => vec![vec![x.iter().flat_map(|t| t.data).map(|g| g * g).sum::<f64>().sqrt()]],
         Op::StepTimestep { table, batch } => sampling::timestep(table, *batch, x[0]),
         Op::SamplerStep(s) => sampling::step(s, x),
         Op::Advance => vec![vec![x[0].data[0] + 1.0]],

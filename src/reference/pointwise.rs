@@ -50,9 +50,7 @@ pub(super) fn eval(op: &Op, x: &[Tensor], out: Shape) -> Vec<f64> {
         }
         Op::SumPixels => {
             let (c, pixels) = (out.channels(), x[0].shape.pixels());
-            (0..out.numel())
-                .map(|i| (0..pixels).map(|p| x[0].data[(i / c * pixels + p) * c + i % c]).sum())
-                .collect()
+            (0..out.numel()).map(|i| (0..pixels).map(|p| x[0].data[(i / c * pixels + p) * c + i % c]).sum()).collect()
         }
         Op::Affine { mul, add } => x[0].data.iter().map(|v| mul * v + add).collect(),
         Op::DivideByTime => {

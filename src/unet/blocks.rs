@@ -149,10 +149,7 @@ impl<'a> Builder<'a> {
 
     fn drop_out(&mut self, h: ValueId) -> Result<ValueId, ConfigError> {
         let Some(inputs) = self.dropout else { return Ok(h) };
-        let op = Op::Dropout {
-            p: self.config.dropout,
-            layer: self.dropout_layers,
-        };
+        let op = Op::Dropout { p: self.config.dropout, layer: self.dropout_layers };
         self.dropout_layers += 1;
         Ok(self.graph.apply(op, &[h, inputs.example_index, inputs.key])?)
     }

@@ -1,7 +1,9 @@
 //! The forward pass of the whole network.
 
 use super::blocks::{Attention, Builder, Resample, Resnet};
-use super::{ClassEmbedding, ConfigError, DownBlock, ResamplerType, TimeEmbeddingType, TimeScaleShift, UNetConfig, UpBlock};
+use super::{
+    ClassEmbedding, ConfigError, DownBlock, ResamplerType, TimeEmbeddingType, TimeScaleShift, UNetConfig, UpBlock,
+};
 use crate::graph::op::TimeEmbedding;
 use crate::graph::{ConvGeometry, Graph, Op, ParamSpec, ValueId};
 
@@ -53,11 +55,7 @@ pub fn build(graph: &mut Graph, config: &UNetConfig, inputs: UNetInputs) -> Resu
     config.validate()?;
     let (h, w) = graph.shape(inputs.x).height_width();
     config.check_size(h, w)?;
-    let network = Network {
-        taps: Vec::new(),
-        b: Builder::new(graph, config, inputs.dropout)?,
-        config,
-    };
+    let network = Network { taps: Vec::new(), b: Builder::new(graph, config, inputs.dropout)?, config };
     network.forward(inputs)
 }
 
@@ -172,11 +170,7 @@ impl Network<'_> {
                 self.b.resnet(&name, h, Resnet { out, scale: 1.0, resample })?
             } else {
                 let pad = cfg.downsample_padding;
-                let geometry = ConvGeometry {
-                    kernel: (3, 3),
-                    stride: 2,
-                    padding: (pad, pad, 1, 1),
-                };
+                let geometry = ConvGeometry { kernel: (3, 3), stride: 2, padding: (pad, pad, 1, 1) };
                 self.b.conv(&format!("{name}.conv"), h, out, geometry)?
             };
             skips.push(h);
@@ -220,8 +214,8 @@ impl Network<'_> {
             }
         }
         if level + 1 < levels {
-            let by_resnet = kind == UpBlock::Resnet
-                || kind == UpBlock::Attention && cfg.upsample_type == ResamplerType::Resnet;
+            let by_resnet =
+                kind == UpBlock::Resnet || kind == UpBlock::Attention && cfg.upsample_type == ResamplerType::Resnet;
             let name = format!("{block}.upsamplers.0");
             h = if by_resnet {
                 let resample = Some(Resample::Up);

@@ -225,10 +225,9 @@ impl UNetConfig {
         if levels == 0 {
             return invalid("block_out_channels", "is empty; give one width per level".into());
         }
-        for (key, len) in [
-            ("down_block_types", self.down_block_types.len()),
-            ("up_block_types", self.up_block_types.len()),
-        ] {
+        for (key, len) in
+            [("down_block_types", self.down_block_types.len()), ("up_block_types", self.up_block_types.len())]
+        {
             if len != levels {
                 return invalid(key, format!("has {len} blocks, block_out_channels has {levels} levels"));
             }
@@ -285,9 +284,7 @@ impl UNetConfig {
     /// # Errors
     /// [`ConfigError::Invalid`] with the next size that would do.
     pub fn check_size(&self, h: usize, w: usize) -> Result<(), ConfigError> {
-        let factor = 1usize
-            .checked_shl(self.block_out_channels.len() as u32 - 1)
-            .unwrap_or(usize::MAX);
+        let factor = 1usize.checked_shl(self.block_out_channels.len() as u32 - 1).unwrap_or(usize::MAX);
         if h == 0 || w == 0 || h % factor != 0 || w % factor != 0 {
             return Err(ConfigError::Invalid {
                 key: "sample_size",
@@ -339,11 +336,7 @@ impl UNetConfig {
 }
 
 fn unsupported(key: &str, value: &Value, supported: &'static str) -> ConfigError {
-    ConfigError::Unsupported {
-        key: key.into(),
-        value: value.to_string(),
-        supported,
-    }
+    ConfigError::Unsupported { key: key.into(), value: value.to_string(), supported }
 }
 
 fn check_class(map: &Map<String, Value>) -> Result<(), ConfigError> {

@@ -31,12 +31,7 @@ fn case(name: impl Into<String>, op: Op, operands: Vec<Operand>) -> Case {
 }
 
 fn epilogue(bits: usize, scale: f64) -> Epilogue {
-    Epilogue {
-        bias: bits & 1 != 0,
-        per_image: bits & 2 != 0,
-        residual: bits & 4 != 0,
-        scale,
-    }
+    Epilogue { bias: bits & 1 != 0, per_image: bits & 2 != 0, residual: bits & 4 != 0, scale }
 }
 
 fn epilogue_operands(e: &Epilogue, out: &[usize]) -> Vec<Operand> {
@@ -81,7 +76,9 @@ pub fn differentiable(scale: usize) -> Vec<Case> {
         operands.extend(epilogue_operands(&e, &[n, 2, 3, o]));
         cases.push(case(format!("linear {bits}"), Op::Linear(e), operands));
     }
-    for (groups, c, silu, modulated) in [(1, 3, false, false), (3, 6, true, false), (5, 5, false, true), (2, 8 * scale, true, true)] {
+    for (groups, c, silu, modulated) in
+        [(1, 3, false, false), (3, 6, true, false), (5, 5, false, true), (2, 8 * scale, true, true)]
+    {
         let norm = GroupNorm { groups, eps: 1e-3, silu, modulated };
         let (n, h, w) = (2, 3, 4 * scale);
         let mut operands = vec![random(&[n, h, w, c]), random(&[c]), random(&[c])];
@@ -106,11 +103,7 @@ pub fn differentiable(scale: usize) -> Vec<Case> {
         case("add per image", Op::AddPerImage, vec![image(), random(&[2, 3 * scale])]),
         case("affine", Op::Affine { mul: -1.5, add: 0.25 }, vec![image()]),
         case("divide by time", Op::DivideByTime, vec![image(), Operand::Positive(vec![2])]),
-        case(
-            "dropout",
-            Op::Dropout { p: 0.3, layer: 2 },
-            vec![image(), examples(), Operand::Integers(vec![11, 12])],
-        ),
+        case("dropout", Op::Dropout { p: 0.3, layer: 2 }, vec![image(), examples(), Operand::Integers(vec![11, 12])]),
     ]);
     cases
 }
@@ -210,6 +203,7 @@ pub fn errors(actual: &[f64], expected: &[f64]) -> (f64, f64) {
     });
     let worst = worst.fold(0.0, f64::max) / max;
     let norm = |it: &mut dyn Iterator<Item = f64>| it.map(|v| v * v).sum::<f64>().sqrt();
-    let total = norm(&mut actual.iter().zip(expected).map(|(a, e)| a - e)) / norm(&mut expected.iter().copied()).max(1e-30);
+    let total =
+        norm(&mut actual.iter().zip(expected).map(|(a, e)| a - e)) / norm(&mut expected.iter().copied()).max(1e-30);
     (worst, total)
 }

@@ -24,12 +24,7 @@ pub(super) struct Geometry {
 
 impl Geometry {
     pub fn new(qkv: Shape, heads: usize) -> Self {
-        Self {
-            batch: qkv.batch(),
-            tokens: qkv.pixels(),
-            heads,
-            width: qkv.channels() / 3 / heads,
-        }
+        Self { batch: qkv.batch(), tokens: qkv.pixels(), heads, width: qkv.channels() / 3 / heads }
     }
 
     fn channels(&self) -> usize {
@@ -193,47 +188,53 @@ pub(super) fn backward(g: Geometry, t: Backward, dqkv: &mut [f32], workspace: &m
     let (row, c) = (3 * g.channels(), g.channels());
     let (block, head_len) = (g.rows() * g.tokens, g.tokens * g.width);
     let out = SharedMut::new(dqkv);
-    for_each_task(rayon::current_num_threads(), g.batch * g.heads, workspace, g.backward_scratch(), &|task, scratch| {
-        let (sample, head) = (task / g.heads, task % g.heads);
-        let (p, rest) = scratch.split_at_mut(block);
-        let (ds, rest) = rest.split_at_mut(block);
-        let (dk, rest) = rest.split_at_mut(head_len);
-        let (dv, rest) = rest.split_at_mut(head_len);
-        let (dq, products) = rest.split_at_mut(g.rows() * g.width);
-        let store = |part: usize, first: usize, rows: &[f32]| {
-            for (i, values) in rows.chunks_exact(g.width).enumerate() {
-                let at = (sample * g.tokens + first + i) * row + part * c + head * g.width;
-                // SAFETY: each task writes the channels of its own head of its own sample.
-                unsafe { std::slice::from_raw_parts_mut(out.ptr().add(at), g.width) }.copy_from_slice(values);
+    for_each_task(
+        rayon::current_num_threads(),
+        g.batch * g.heads,
+        workspace,
+        g.backward_scratch(),
+        &|task, scratch| {
+            let (sample, head) = (task / g.heads, task % g.heads);
+            let (p, rest) = scratch.split_at_mut(block);
+            let (ds, rest) = rest.split_at_mut(block);
+            let (dk, rest) = rest.split_at_mut(head_len);
+            let (dv, rest) = rest.split_at_mut(head_len);
+            let (dq, products) = rest.split_at_mut(g.rows() * g.width);
+            let store = |part: usize, first: usize, rows: &[f32]| {
+                for (i, values) in rows.chunks_exact(g.width).enumerate() {
+                    let at = (sample * g.tokens + first + i) * row + part * c + head * g.width;
+                    // SAFETY: each task writes the channels of its own head of its own sample.
+                    unsafe { std::slice::from_raw_parts_mut(out.ptr().add(at), g.width) }.copy_from_slice(values);
+                }
+            };
+            let part = |part: usize, first: usize| g.part(t.qkv, sample, head, part, first);
+            for (first, rows) in g.blocks() {
+                let (p, ds) = (&mut p[..rows * g.tokens], &mut ds[..rows * g.tokens]);
+                let q = Matrix::row_major(part(0, first), row);
+                let scaled = Gemm { alpha: g.scale(), ..Gemm::new(rows, g.tokens, g.width) };
+                product(scaled, q, Matrix::transposed(part(1, 0), row), p, products);
+                let dy = Matrix::row_major(g.slice(t.dy, sample, head, first), c);
+                let plain = Gemm::new(rows, g.tokens, g.width);
+                product(plain, dy, Matrix::transposed(part(2, 0), row), ds, products);
+                for i in 0..rows {
+                    let lse = t.lse[task * g.tokens + first + i];
+                    let (y, dy) = (g.slice(t.y, sample, head, first + i), g.slice(t.dy, sample, head, first + i));
+                    let range = i * g.tokens..(i + 1) * g.tokens;
+                    let mean = dot(&y[..g.width], &dy[..g.width]);
+                    score_gradients(lse, mean, g.scale(), &mut p[range.clone()], &mut ds[range]);
+                }
+                let dq = &mut dq[..rows * g.width];
+                let keys = Matrix::row_major(part(1, 0), row);
+                product(Gemm::new(rows, g.width, g.tokens), Matrix::row_major(ds, g.tokens), keys, dq, products);
+                store(0, first, dq);
+                let sum = Gemm { accumulate: first > 0, ..Gemm::new(g.tokens, g.width, rows) };
+                product(sum, Matrix::transposed(ds, g.tokens), q, dk, products);
+                product(sum, Matrix::transposed(p, g.tokens), dy, dv, products);
             }
-        };
-        let part = |part: usize, first: usize| g.part(t.qkv, sample, head, part, first);
-        for (first, rows) in g.blocks() {
-            let (p, ds) = (&mut p[..rows * g.tokens], &mut ds[..rows * g.tokens]);
-            let q = Matrix::row_major(part(0, first), row);
-            let scaled = Gemm { alpha: g.scale(), ..Gemm::new(rows, g.tokens, g.width) };
-            product(scaled, q, Matrix::transposed(part(1, 0), row), p, products);
-            let dy = Matrix::row_major(g.slice(t.dy, sample, head, first), c);
-            let plain = Gemm::new(rows, g.tokens, g.width);
-            product(plain, dy, Matrix::transposed(part(2, 0), row), ds, products);
-            for i in 0..rows {
-                let lse = t.lse[task * g.tokens + first + i];
-                let (y, dy) = (g.slice(t.y, sample, head, first + i), g.slice(t.dy, sample, head, first + i));
-                let range = i * g.tokens..(i + 1) * g.tokens;
-                let mean = dot(&y[..g.width], &dy[..g.width]);
-                score_gradients(lse, mean, g.scale(), &mut p[range.clone()], &mut ds[range]);
-            }
-            let dq = &mut dq[..rows * g.width];
-            let keys = Matrix::row_major(part(1, 0), row);
-            product(Gemm::new(rows, g.width, g.tokens), Matrix::row_major(ds, g.tokens), keys, dq, products);
-            store(0, first, dq);
-            let sum = Gemm { accumulate: first > 0, ..Gemm::new(g.tokens, g.width, rows) };
-            product(sum, Matrix::transposed(ds, g.tokens), q, dk, products);
-            product(sum, Matrix::transposed(p, g.tokens), dy, dv, products);
-        }
-        store(1, 0, dk);
-        store(2, 0, dv);
-    });
+            store(1, 0, dk);
+            store(2, 0, dv);
+        },
+    );
 }
 
 /// Turns scores into probabilities, and gradients of probabilities into gradients of (unscaled) scores.

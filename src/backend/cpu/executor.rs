@@ -170,8 +170,7 @@ impl CpuExecutable {
                 attention::forward(g, qkv, y, lse, workspace);
             }
             Op::AttentionGrad { heads } => {
-                let ([dy, qkv, y, lse], [dqkv]) =
-                    self.memory.split([inp(0), inp(1), inp(2), inp(3)], [out(0)]);
+                let ([dy, qkv, y, lse], [dqkv]) = self.memory.split([inp(0), inp(1), inp(2), inp(3)], [out(0)]);
                 let g = attention::Geometry::new(shape(node.inputs[1]), *heads);
                 attention::backward(g, attention::Backward { dy, qkv, y, lse }, dqkv, workspace);
             }
@@ -209,7 +208,8 @@ impl CpuExecutable {
                 bytemuck::cast_slice_mut::<f32, u32>(step)[0] += 1;
             }
             Op::GlobalNorm => {
-                let norm = optimizer::global_norm(self.memory.region(Region::Grads), bytemuck::cast_slice_mut(workspace));
+                let norm =
+                    optimizer::global_norm(self.memory.region(Region::Grads), bytemuck::cast_slice_mut(workspace));
                 self.memory.get_mut(out(0))[0] = norm;
             }
             Op::AdamW(o) => {

@@ -79,9 +79,7 @@ impl Memory {
     /// Allocates what the plan asks for. In debug builds the arena starts as NaN, so that a value that is read before
     /// it is written shows.
     pub fn new(plan: &Plan) -> Self {
-        let mut memory = Self {
-            regions: REGIONS.map(|r| Buffer::zeroed(plan.region_bytes(r) / 4)),
-        };
+        let mut memory = Self { regions: REGIONS.map(|r| Buffer::zeroed(plan.region_bytes(r) / 4)) };
         if cfg!(debug_assertions) {
             memory.regions[3].slice_mut().fill(f32::NAN);
         }
@@ -144,9 +142,7 @@ impl Memory {
 
 /// The span of every value of a plan, so that a run looks nothing up twice.
 pub(super) fn spans(plan: &Plan) -> Vec<Span> {
-    (0..plan.graph().values().len())
-        .map(|i| plan.place(ValueId(i as u32)).map_or(Span::NONE, Span::from))
-        .collect()
+    (0..plan.graph().values().len()).map(|i| plan.place(ValueId(i as u32)).map_or(Span::NONE, Span::from)).collect()
 }
 
 /// Whether a value holds integers, which are kept as the bits of the floats.
@@ -163,9 +159,7 @@ mod tests {
     }
 
     fn memory(len: usize) -> Memory {
-        let mut m = Memory {
-            regions: [Buffer::zeroed(len), Buffer::zeroed(0), Buffer::zeroed(0), Buffer::zeroed(0)],
-        };
+        let mut m = Memory { regions: [Buffer::zeroed(len), Buffer::zeroed(0), Buffer::zeroed(0), Buffer::zeroed(0)] };
         for (i, v) in m.regions[0].slice_mut().iter_mut().enumerate() {
             *v = i as f32;
         }

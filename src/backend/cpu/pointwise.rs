@@ -107,10 +107,7 @@ pub(super) fn run(op: &Op, s: Shapes, [a, b, c]: [&[f32]; 3], y: &mut [f32]) {
 }
 
 fn by_chunks(y: &mut [f32], a: &[f32], b: &[f32], f: impl Fn(&mut [f32], &[f32], &[f32]) + Sync) {
-    y.par_chunks_mut(CHUNK)
-        .zip(a.par_chunks(CHUNK))
-        .zip(b.par_chunks(CHUNK))
-        .for_each(|((y, a), b)| f(y, a, b));
+    y.par_chunks_mut(CHUNK).zip(a.par_chunks(CHUNK)).zip(b.par_chunks(CHUNK)).for_each(|((y, a), b)| f(y, a, b));
 }
 
 /// Calls `f(row, channels)` for every row, many rows to a task.

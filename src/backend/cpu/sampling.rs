@@ -2,8 +2,8 @@
 
 use rayon::prelude::*;
 
-use crate::diffusion::{Clip, StepRow};
 use crate::diffusion::step_table::StepInput;
+use crate::diffusion::{Clip, StepRow};
 use crate::graph::op::{NoiseSource, SamplerStep};
 use crate::rng::{Sequence, Stream};
 
