@@ -2,12 +2,15 @@
 #![warn(missing_docs)]
 
 pub mod backend;
+pub mod cli;
 pub mod data;
 pub mod diffusion;
 pub mod graph;
 pub mod io;
+pub mod layout;
 pub mod model;
 pub mod program;
 pub mod reference;
 pub mod rng;
 pub mod unet;
+pub mod verify;

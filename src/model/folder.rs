@@ -32,8 +32,7 @@ impl ModelFolder {
             let error = std::io::Error::from(std::io::ErrorKind::NotFound);
             return Err(FileError::os("open the model folder", &path)(error).into());
         }
-        let (file, text) = read_first(&path, "config.json", "unet/config.json")?;
-        let config = UNetConfig::from_json(&text).map_err(|source| ModelError::Config { path: file, source })?;
+        let (config, _) = read_config(&path)?;
         let (file, text) = read_first(&path, "scheduler_config.json", "scheduler/scheduler_config.json")?;
         let scheduler =
             SchedulerConfig::from_json(&text).map_err(|source| ModelError::Scheduler { path: file, source })?;
@@ -46,6 +45,18 @@ impl ModelFolder {
     /// [`ModelError::File`].
     pub fn weights(&self) -> Result<WeightSource, ModelError> {
         Ok(WeightSource::open(&self.path)?)
+    }
+}
+
+/// The network's configuration in a model folder, and the file it was read from.
+///
+/// # Errors
+/// [`ModelError`], naming the file, the key and the remedy.
+pub fn read_config(folder: &Path) -> Result<(UNetConfig, PathBuf), ModelError> {
+    let (path, text) = read_first(folder, "config.json", "unet/config.json")?;
+    match UNetConfig::from_json(&text) {
+        Ok(config) => Ok((config, path)),
+        Err(source) => Err(ModelError::Config { path, source }),
     }
 }
 

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 pub use bind::{bind_weights, read_weights, write_weights};
-pub use folder::{ModelFolder, save_model};
+pub use folder::{ModelFolder, read_config, save_model};
 
 use crate::backend::BackendError;
 use crate::diffusion::DiffusionError;

@@ -165,6 +165,13 @@ impl<'a> Builder<'a> {
     /// Self-attention over the pixels; one product makes q, k and v.
     pub fn attention(&mut self, name: &str, x: ValueId, a: Attention) -> Result<ValueId, ConfigError> {
         let c = self.graph.shape(x).channels();
+        let width = self.config.attention_head_dim.unwrap_or(c);
+        if width == 0 || c % width != 0 {
+            return Err(ConfigError::Invalid {
+                key: "attention_head_dim",
+                detail: format!("{c} channels of {name} do not divide into heads of {width}"),
+            });
+        }
         let mut h = x;
         if let Some(groups) = a.groups {
             if groups == 0 || c % groups != 0 {
@@ -182,8 +189,7 @@ impl<'a> Builder<'a> {
         let (weight, bias) = (self.graph.param(weight), self.graph.param(bias));
         let qkv = self.graph.linear(h, weight, Some(bias))?;
         self.graph.set_scope(name);
-        let heads = c / self.config.attention_head_dim.unwrap_or(c);
-        h = self.graph.apply(Op::Attention { heads }, &[qkv])?;
+        h = self.graph.apply(Op::Attention { heads: c / width }, &[qkv])?;
         h = self.linear(&format!("{name}.to_out.0"), h, c)?;
         self.scaled_sum(h, x, a.scale)
     }

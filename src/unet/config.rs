@@ -249,12 +249,6 @@ impl UNetConfig {
                     format!("{c} channels do not divide into norm_num_groups = {groups} groups"),
                 );
             }
-            if let Some(d) = self.attention_head_dim
-                && self.has_attention()
-                && (d == 0 || c % d != 0)
-            {
-                return invalid("attention_head_dim", format!("{c} channels do not divide into heads of {d}"));
-            }
         }
         if !(0.0..1.0).contains(&self.dropout) {
             return invalid("dropout", format!("{} is not in [0, 1)", self.dropout));
@@ -326,12 +320,6 @@ impl UNetConfig {
     pub fn classes(&self) -> Option<usize> {
         let rows = self.num_class_embeds.filter(|_| self.class_embed_type.is_none())?;
         Some(rows - usize::from(self.null_class.is_some()))
-    }
-
-    fn has_attention(&self) -> bool {
-        self.down_block_types.contains(&DownBlock::Attention)
-            || self.up_block_types.contains(&UpBlock::Attention)
-            || (self.add_attention && self.mid_block_type.is_some())
     }
 }
 
