@@ -1,6 +1,9 @@
 //! The command line: one file a subcommand.
 
+mod bench;
 mod device;
+mod memory;
+mod presets;
 mod verify;
 
 use std::process::ExitCode;
@@ -23,6 +26,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Measure speed and memory.
+    Bench(bench::Args),
     /// Replay golden cases and compare with what they recorded.
     Verify(verify::Args),
 }
@@ -31,6 +36,7 @@ enum Command {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
+        Command::Bench(args) => bench::run(&args, cli.quiet),
         Command::Verify(args) => verify::run(&args, cli.quiet),
     };
     match result {

@@ -2,7 +2,7 @@
 #![allow(dead_code)] // Each test binary uses a part.
 
 use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
+use rand::{RngExt, SeedableRng};
 use warpdiff::backend::{Backend, Executable};
 use warpdiff::graph::autodiff::backward;
 use warpdiff::graph::op::{ConvGeometry, Epilogue, GroupNorm, Op, TimeEmbedding};

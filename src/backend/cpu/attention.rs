@@ -86,7 +86,7 @@ impl Geometry {
 }
 
 fn product(g: Gemm, a: Matrix, b: Matrix, c: &mut [f32], workspace: &mut [f32]) {
-    gemm(&g, a, Operand::Plain(b), c, g.n, (&Epilogue::NONE, 1), Threads::Serial, workspace);
+    gemm(&g, a, Operand::Plain(b), c, &Epilogue::NONE, Threads::Serial, workspace);
 }
 
 /// Writes `y = softmax(q k^T / sqrt(width)) v` and the log-sum-exp of every row of scores.

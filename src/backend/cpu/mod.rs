@@ -8,6 +8,7 @@ pub mod conv;
 mod executor;
 pub mod gemm;
 mod layers;
+mod lines;
 mod math;
 mod memory;
 mod norm;

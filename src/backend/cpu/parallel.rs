@@ -61,20 +61,6 @@ impl SharedMut {
     }
 }
 
-/// A cache line in floats; scratch areas begin on one.
-pub(crate) const LINE: usize = 16;
-
-/// The part of `slice` that begins on a cache line.
-pub(crate) fn aligned(slice: &[f32]) -> &[f32] {
-    &slice[slice.as_ptr().align_offset(4 * LINE).min(slice.len())..]
-}
-
-/// The part of `slice` that begins on a cache line.
-pub(crate) fn aligned_mut(slice: &mut [f32]) -> &mut [f32] {
-    let skip = slice.as_ptr().align_offset(4 * LINE).min(slice.len());
-    &mut slice[skip..]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

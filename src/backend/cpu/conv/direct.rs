@@ -3,11 +3,13 @@
 //! Blocks of pixels are gathered tap by tap into L2-sized rows of A and multiplied with packed weights. dgrad runs
 //! once per residue of the stride, see [`Gather`].
 
+use super::Job;
 use super::shape::{ConvShape, Gather, Pass};
 use crate::backend::cpu::gemm::microkernel::{Order, PANEL, PanelProduct};
 use crate::backend::cpu::gemm::pack::panels_len;
-use crate::backend::cpu::gemm::{A_PITCH, Addends, Epilogue, FinishRow, Split, depth_blocks};
-use crate::backend::cpu::parallel::{LINE, SharedMut, aligned_mut, for_each_task};
+use crate::backend::cpu::gemm::{A_PITCH, Addends, FinishRow, Split, depth_blocks};
+use crate::backend::cpu::lines::{LINE, aligned_mut};
+use crate::backend::cpu::parallel::{SharedMut, for_each_task};
 use crate::backend::cpu::simd::isa;
 
 /// Pixels gathered at a time.
@@ -92,16 +94,8 @@ pub(super) fn workspace(shape: &ConvShape, pass: Pass, threads: usize) -> usize 
     LINE + threads * gathers(shape, pass).map(|g| scratch_len(g.out_channels)).max().unwrap_or(0)
 }
 
-pub(super) fn run(
-    shape: &ConvShape,
-    pass: Pass,
-    input: &[f32],
-    packed: &[f32],
-    epilogue: &Epilogue,
-    accumulate: bool,
-    output: &mut [f32],
-    workspace: &mut [f32],
-) {
+pub(super) fn run(job: Job, packed: &[f32]) {
+    let Job { shape, pass, input, epilogue, output, workspace } = job;
     let workers = rayon::current_num_threads();
     let isa = isa();
     let out_width = if pass == Pass::Fprop { shape.ow } else { shape.w };
@@ -157,7 +151,6 @@ pub(super) fn run(
                 let ox = pixel % g.x.outputs * g.x.out_step + g.x.out_first;
                 let at = ((image * out_height + oy) * out_width + ox) * g.out_channels + block.cols.0;
                 let addends = Addends::at(epilogue, image, block.cols.0, g.out_channels);
-                let addends = if accumulate { addends.onto(shared.ptr()) } else { addends };
                 // SAFETY: tasks own disjoint (pixel, channel) blocks of the output; lengths were checked.
                 unsafe {
                     isa.run(FinishRow { from: sums[i * pitch..].as_ptr(), y: shared.ptr(), at, len: cols, addends });

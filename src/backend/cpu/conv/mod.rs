@@ -12,7 +12,7 @@ mod winograd;
 pub use shape::{Algorithm, ConvShape, Pass, algorithm};
 
 use super::gemm::{Epilogue, Gemm, Matrix, Operand, PackedMatrix, Threads, gemm};
-use super::parallel::{LINE, aligned, aligned_mut};
+use super::lines::{LINE, aligned, aligned_mut};
 use winograd::{F2, F4};
 
 /// Weights packed for one pass of one geometry (any batch size): a borrowed slice that [`PackedConv::pack`] filled.
@@ -74,7 +74,8 @@ impl<'a> PackedConv<'a> {
         Self { data: out, shape: *shape, pass, algorithm }
     }
 
-    /// A view of `storage` that [`PackedConv::pack`] filled earlier for the same geometry and pass.
+    /// A view of the very `storage` that [`PackedConv::pack`] filled earlier for the same geometry and pass. The data
+    /// begin on a cache line: a copy elsewhere may be aligned differently and must be packed again.
     pub fn from_packed(shape: &ConvShape, pass: Pass, storage: &'a [f32]) -> Self {
         let data = aligned(storage);
         assert!(data.len() >= packed_len(shape, pass, algorithm(shape)), "convolution: packed storage is too short");
@@ -102,43 +103,39 @@ fn pass_workspace(algorithm: Algorithm, shape: &ConvShape, pass: Pass, threads: 
 
 fn gemm_of(shape: &ConvShape, pass: Pass) -> Gemm {
     let (inputs, outputs) = channels(shape, pass);
-    Gemm::new(shape.n * shape.h * shape.w, outputs, inputs)
+    Gemm { rows_per_image: shape.h * shape.w, ..Gemm::new(shape.n * shape.h * shape.w, outputs, inputs) }
 }
 
-#[allow(clippy::too_many_arguments)]
-fn run_pass(
-    shape: &ConvShape,
+/// One fprop or dgrad: `output = epilogue(input * filters)`, or added to what `output` holds.
+struct Job<'a> {
+    shape: &'a ConvShape,
     pass: Pass,
-    input: &[f32],
-    packed: &PackedConv,
-    epilogue: &Epilogue,
-    accumulate: bool,
-    output: &mut [f32],
-    workspace: &mut [f32],
-) {
+    input: &'a [f32],
+    epilogue: &'a Epilogue<'a>,
+    output: &'a mut [f32],
+    workspace: &'a mut [f32],
+}
+
+fn run_pass(job: Job, packed: &PackedConv) {
+    let Job { shape, pass, .. } = job;
     packed.assert_fits(shape, pass);
     let (inputs, outputs) = channels(shape, pass);
-    epilogue.assert_fits(shape.n, outputs, output.len());
+    job.epilogue.assert_fits(shape.n, outputs, job.output.len());
     let need = pass_workspace(packed.algorithm, shape, pass, rayon::current_num_threads());
-    assert!(workspace.len() >= need, "convolution: workspace of {} floats, needs {need}", workspace.len());
-    if output.is_empty() {
+    assert!(job.workspace.len() >= need, "convolution: workspace of {} floats, needs {need}", job.workspace.len());
+    if job.output.is_empty() {
         return;
     }
-    let data = packed.data;
     match packed.algorithm {
         Algorithm::Gemm => {
-            let g = Gemm { accumulate, ..gemm_of(shape, pass) };
-            let b = Operand::Packed(PackedMatrix::from_packed(inputs, outputs, data));
-            let a = Matrix::row_major(input, inputs);
-            gemm(&g, a, b, output, outputs, (epilogue, shape.h * shape.w), Threads::Pool, workspace);
+            let g = gemm_of(shape, pass);
+            let b = Operand::Packed(PackedMatrix::from_packed(inputs, outputs, packed.data));
+            let a = Matrix::row_major(job.input, inputs);
+            gemm(&g, a, b, job.output, job.epilogue, Threads::Pool, job.workspace);
         }
-        Algorithm::Direct => direct::run(shape, pass, input, data, epilogue, accumulate, output, workspace),
-        Algorithm::Winograd2 => {
-            winograd::run::<F2, 4, 2>(shape, pass, input, data, epilogue, accumulate, output, workspace);
-        }
-        Algorithm::Winograd4 => {
-            winograd::run::<F4, 6, 4>(shape, pass, input, data, epilogue, accumulate, output, workspace);
-        }
+        Algorithm::Direct => direct::run(job, packed.data),
+        Algorithm::Winograd2 => winograd::run::<F2, 4, 2>(job, packed.data),
+        Algorithm::Winograd4 => winograd::run::<F4, 6, 4>(job, packed.data),
     }
 }
 
@@ -158,7 +155,7 @@ pub fn fprop(
 ) {
     assert_eq!(x.len(), shape.x_len(), "fprop: x does not fit {shape:?}");
     assert_eq!(y.len(), shape.y_len(), "fprop: y does not fit {shape:?}");
-    run_pass(shape, Pass::Fprop, x, packed, epilogue, false, y, workspace);
+    run_pass(Job { shape, pass: Pass::Fprop, input: x, epilogue, output: y, workspace }, packed);
 }
 
 /// Floats of workspace [`dgrad`] needs in a pool of at most `threads` threads.
@@ -179,8 +176,8 @@ pub fn dgrad(
 ) {
     assert_eq!(dy.len(), shape.y_len(), "dgrad: dy does not fit {shape:?}");
     assert_eq!(dx.len(), shape.x_len(), "dgrad: dx does not fit {shape:?}");
-    let epilogue = Epilogue { residual, ..Epilogue::NONE };
-    run_pass(shape, Pass::Dgrad, dy, packed, &epilogue, false, dx, workspace);
+    let (pass, epilogue) = (Pass::Dgrad, &Epilogue { residual, ..Epilogue::NONE });
+    run_pass(Job { shape, pass, input: dy, epilogue, output: dx, workspace }, packed);
 }
 
 /// Floats of workspace [`wgrad`] needs in a pool of at most `threads` threads.

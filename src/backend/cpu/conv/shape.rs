@@ -88,7 +88,7 @@ pub enum Algorithm {
 /// The algorithm for every pass of `shape`: a function of the geometry of one image, never of the batch, so that an
 /// image gets the same bits in any batch.
 ///
-/// Winograd needs 3x3 filters of stride 1 and enough channels to pay for its transforms. F(4x4) multiplies the weights'
+/// Winograd needs 3x3 filters of stride 1 and, on one side, enough channels to pay for its transforms. F(4x4) multiplies the weights'
 /// memory by 4 where F(2x2) does by 1.8: on small images, where weights are the traffic of a single image, that
 /// outweighs the products saved, and on 4x4 images even F(2x2) has too few tiles to fill a register tile.
 pub fn algorithm(shape: &ConvShape) -> Algorithm {
@@ -96,7 +96,7 @@ pub fn algorithm(shape: &ConvShape) -> Algorithm {
     if (r, s, stride) == (1, 1, 1) && (pad_top, pad_left) == (0, 0) && (oh, ow) == (shape.h, shape.w) {
         return Algorithm::Gemm;
     }
-    let winograd = (r, s, stride) == (3, 3, 1) && pad_top <= 2 && pad_left <= 2 && c.min(k) >= 16;
+    let winograd = (r, s, stride) == (3, 3, 1) && pad_top <= 2 && pad_left <= 2 && c.max(k) >= 16;
     match oh.min(ow) {
         12.. if winograd => Algorithm::Winograd4,
         5.. if winograd => Algorithm::Winograd2,
@@ -222,12 +222,13 @@ impl Gather {
         let (image, pixel) = (pixel / self.pixels(), pixel % self.pixels());
         let (oy, ox) = (pixel / self.x.outputs, pixel % self.x.outputs);
         let c = self.in_channels;
-        let (mut tap, mut channel) = (p0 / c, p0 % c);
+        let (tap, mut channel) = (p0 / c, p0 % c);
+        let (mut r, mut s) = (tap / self.x.taps, tap % self.x.taps);
         let mut rest = out;
         while !rest.is_empty() {
             let len = (c - channel).min(rest.len());
             let (run, tail) = rest.split_at_mut(len);
-            match (self.y.at(oy, tap / self.x.taps), self.x.at(ox, tap % self.x.taps)) {
+            match (self.y.at(oy, r), self.x.at(ox, s)) {
                 (Some(iy), Some(ix)) => {
                     let at = ((image * self.y.input + iy) * self.x.input + ix) * c + channel;
                     run.copy_from_slice(&input[at..at + len]);
@@ -235,7 +236,11 @@ impl Gather {
                 _ => run.fill(0.0),
             }
             rest = tail;
-            (tap, channel) = (tap + 1, 0);
+            channel = 0;
+            s += 1;
+            if s == self.x.taps {
+                (r, s) = (r + 1, 0);
+            }
         }
     }
 }

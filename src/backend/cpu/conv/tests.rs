@@ -99,7 +99,9 @@ fn run_all(a: Algorithm, s: &ConvShape, x: &[f32], w: &[f32], dy: &[f32], e: &Ep
         let mut storage = poisoned(LINE + packed_len(s, pass, a));
         let packed = PackedConv::pack_for(a, s, pass, w, &mut storage);
         let mut out = poisoned(len);
-        run_pass(s, pass, input, &packed, e, false, &mut out, &mut poisoned(pass_workspace(a, s, pass, threads)));
+        let workspace = &mut poisoned(pass_workspace(a, s, pass, threads));
+        let job = Job { shape: s, pass, input, epilogue: e, output: &mut out, workspace };
+        run_pass(job, &packed);
         out
     };
     let (mut dw, mut db) = (poisoned(w.len()), poisoned(s.k));
@@ -209,10 +211,11 @@ fn dgrad_adds_to_what_is_there() {
         let mut want = naive_dgrad(&s, &dy, &w);
         want.iter_mut().zip(&start).for_each(|(w, &v)| *w += f64::from(v));
         let mut storage = poisoned(PackedConv::len(&s, Pass::Dgrad));
-        let packed = PackedConv::pack(&s, Pass::Dgrad, &w, &mut storage);
-        let mut dx = start.clone();
+        PackedConv::pack(&s, Pass::Dgrad, &w, &mut storage);
+        let packed = PackedConv::from_packed(&s, Pass::Dgrad, &storage);
+        let mut dx = poisoned(s.x_len());
         let mut workspace = poisoned(dgrad_workspace(&s, rayon::current_num_threads()));
-        dgrad(&s, &dy, &packed, true, &mut dx, &mut workspace);
+        dgrad(&s, &dy, &packed, Some(&start), &mut dx, &mut workspace);
         assert_close(&format!("{s:?}"), &dx, &want);
     }
 }

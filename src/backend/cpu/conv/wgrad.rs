@@ -3,7 +3,8 @@
 use super::shape::{ConvShape, Gather, Pass};
 use crate::backend::cpu::gemm::microkernel::{Order, PANEL, PanelProduct};
 use crate::backend::cpu::gemm::{DEPTH, Split};
-use crate::backend::cpu::parallel::{LINE, SharedMut, aligned_mut, for_each_task};
+use crate::backend::cpu::lines::{LINE, aligned_mut, odd_lines};
+use crate::backend::cpu::parallel::{SharedMut, for_each_task};
 use crate::backend::cpu::simd::{Kernel, Simd, isa};
 
 /// Columns (taps times channels) gathered by a task.
@@ -23,7 +24,7 @@ impl Plan {
         let row_tasks = workers.div_ceil(tasks).min(s.k.div_ceil(16));
         let rows = s.k.div_ceil(row_tasks);
         let cols = depth.div_ceil(tasks.next_multiple_of(workers)).next_multiple_of(PANEL);
-        let dy_pitch = (rows.next_multiple_of(LINE) / LINE | 1) * LINE;
+        let dy_pitch = odd_lines(rows);
         Self { split: Split::with_blocks(s.k, depth, rows, cols), dy_pitch, scratch: DEPTH * dy_pitch + DEPTH * cols }
     }
 }
@@ -48,12 +49,17 @@ pub(super) fn run(shape: &ConvShape, x: &[f32], dy: &[f32], dw: &mut [f32], work
             for (i, row) in a.chunks_exact_mut(plan.dy_pitch).take(len).enumerate() {
                 row[..rows].copy_from_slice(&dy[(p0 + i) * s.k + k0..][..rows]);
             }
+            let mut gathered = [0.0; COLS];
+            let gathered = &mut gathered[..block.cols.1 - block.cols.0];
+            for i in 0..len {
+                gather.copy_row(x, p0 + i, block.cols.0, gathered);
+                for (j, columns) in gathered.chunks(PANEL).enumerate() {
+                    panels[(j * DEPTH + i) * PANEL..][..columns.len()].copy_from_slice(columns);
+                }
+            }
             for (j, col) in (block.cols.0..block.cols.1).step_by(PANEL).enumerate() {
                 let cols = (block.cols.1 - col).min(PANEL);
-                let panel = &mut panels[j * DEPTH * PANEL..][..DEPTH * PANEL];
-                for (i, row) in panel.chunks_exact_mut(PANEL).take(len).enumerate() {
-                    gather.copy_row(x, p0 + i, col, &mut row[..cols]);
-                }
+                let panel = &panels[j * DEPTH * PANEL..][..DEPTH * PANEL];
                 // SAFETY: `a` holds `len` rows of dy, the panel `len` rows; the task owns its block of dW.
                 unsafe {
                     PanelProduct {

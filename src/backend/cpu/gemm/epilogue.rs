@@ -55,11 +55,6 @@ impl Addends {
         }
     }
 
-    /// Adds to what `y` holds instead of to a residual.
-    pub(crate) fn onto(self, y: *const f32) -> Self {
-        Self { residual: y, ..self }
-    }
-
     /// Finishes `v`, which is to be stored at element `at` of y, `offset` channels after the first.
     ///
     /// # Safety

@@ -1,7 +1,7 @@
 //! Matrix product on packed panels, the base of every kernel of this backend.
 //!
 //! `C = alpha * A * B + beta * C`, then the [`Epilogue`]. B is packed into 32-wide panels (once, for weights), A is
-//! read where it lies. The depth is cut into blocks of at most [`DEPTH`] that depend on the depth alone; within a
+//! read where it lies. The depth is cut into blocks of at most 128 that depend on the depth alone; within a
 //! block an element is one chain of fused multiply-adds, and blocks are added in order. So a row of C depends on its
 //! row of A, on B and on the depth, and on nothing else: not on m, on the threads, or on where tiles end.
 
@@ -13,7 +13,8 @@ pub use epilogue::Epilogue;
 pub(crate) use epilogue::{Addends, FinishRow};
 pub use pack::Matrix;
 
-use super::parallel::{LINE, SharedMut, aligned, aligned_mut, for_each_task};
+use super::lines::{LINE, aligned, aligned_mut};
+use super::parallel::{SharedMut, for_each_task};
 use super::simd::{Isa, isa};
 use microkernel::{Order, PANEL, PanelProduct};
 use pack::{pack_panels, panels_len};
@@ -67,7 +68,8 @@ impl<'a> PackedMatrix<'a> {
         Self { panels, k, n }
     }
 
-    /// A view of `storage` that [`PackedMatrix::pack`] filled earlier with the same `k` and `n`.
+    /// A view of the very `storage` that [`PackedMatrix::pack`] filled earlier with the same `k` and `n`. The panels
+    /// begin on a cache line: a copy elsewhere may be aligned differently and must be packed again.
     pub fn from_packed(k: usize, n: usize, storage: &'a [f32]) -> Self {
         let panels = aligned(storage);
         assert!(panels.len() >= panels_len(k, n), "gemm: packed B is too short for {k} x {n}");
@@ -97,12 +99,16 @@ pub struct Gemm {
     pub alpha: f32,
     /// Adds the product to C (beta = 1) instead of overwriting it (beta = 0; C may then hold anything).
     pub accumulate: bool,
+    /// Floats from one row of C to the next.
+    pub ldc: usize,
+    /// Rows of C that share a row of the epilogue's `per_image`.
+    pub rows_per_image: usize,
 }
 
 impl Gemm {
     /// The plain product `C = A * B`.
     pub fn new(m: usize, n: usize, k: usize) -> Self {
-        Self { m, n, k, alpha: 1.0, accumulate: false }
+        Self { m, n, k, alpha: 1.0, accumulate: false, ldc: n, rows_per_image: m.max(1) }
     }
 
     /// Floats of workspace [`gemm`] needs: for packing B (none if it is packed) and blocks of A.
@@ -120,20 +126,18 @@ const A_BLOCK: usize = ROWS * A_PITCH;
 
 /// Computes `C = alpha * A * B (+ C)` and applies `epilogue` to the rows of C.
 ///
-/// `c` is row-major with `ldc` floats a row. The epilogue's `bias` has n values and its `residual` is laid out like C;
-/// `per_image` counts images of `rows_per_image` rows of C.
-#[allow(clippy::too_many_arguments)]
+/// `c` is row-major. The epilogue's `bias` has n values, its `per_image` n for every `rows_per_image` rows, and its
+/// `residual` is laid out like C.
 pub fn gemm(
     g: &Gemm,
     a: Matrix,
     b: Operand,
     c: &mut [f32],
-    ldc: usize,
-    epilogue: (&Epilogue, usize),
+    epilogue: &Epilogue,
     threads: Threads,
     workspace: &mut [f32],
 ) {
-    let (epilogue, rows_per_image) = (epilogue.0, epilogue.1.max(1));
+    let (ldc, rows_per_image) = (g.ldc, g.rows_per_image.max(1));
     if g.m == 0 || g.n == 0 {
         return;
     }
@@ -161,7 +165,7 @@ pub fn gemm(
     for_each_task(workers, plan.tasks(), aligned_mut(rest), A_BLOCK, &|task, scratch| {
         let block = plan.block(task);
         // SAFETY: the extents of A, B and C were checked above; tasks own disjoint blocks of C.
-        unsafe { run_block(isa, g, a, panels, out.ptr(), ldc, &block, scratch) };
+        unsafe { run_block(isa, g, a, panels, out.ptr(), &block, scratch) };
         if !epilogue.is_none() {
             for row in block.rows.0..block.rows.1 {
                 let at = row * ldc + block.cols.0;
@@ -221,17 +225,12 @@ impl Split {
     }
 }
 
-#[allow(clippy::too_many_arguments)]
-unsafe fn run_block(
-    isa: Isa,
-    g: &Gemm,
-    a: Matrix,
-    panels: &[f32],
-    c: *mut f32,
-    ldc: usize,
-    block: &Block,
-    scratch: &mut [f32],
-) {
+/// One task of [`gemm`].
+///
+/// # Safety
+/// The extents of A, the panels and C fit `g`, and no other task writes this block of C.
+unsafe fn run_block(isa: Isa, g: &Gemm, a: Matrix, panels: &[f32], c: *mut f32, block: &Block, scratch: &mut [f32]) {
+    let ldc = g.ldc;
     let rows = block.rows.1 - block.rows.0;
     if g.k == 0 {
         for i in block.rows.0..block.rows.1 {
@@ -247,7 +246,7 @@ unsafe fn run_block(
         let at = block.rows.0 * a.row_stride + p0 * a.col_stride;
         let (a_ptr, lda, order) = if a.col_stride == 1 {
             // Strides of 2 KiB and its multiples put all rows of a tile into a few cache sets: copy those.
-            if a.row_stride % 512 == 0 && block.cols.1 - block.cols.0 > PANEL {
+            if a.row_stride.is_multiple_of(512) && block.cols.1 - block.cols.0 > PANEL {
                 for i in 0..rows {
                     scratch[i * A_PITCH..][..depth].copy_from_slice(&a.data[at + i * a.row_stride..][..depth]);
                 }
@@ -282,3 +281,6 @@ unsafe fn run_block(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -33,7 +33,7 @@ pub(crate) trait Simd: Copy {
     unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
     /// `a * b + c`.
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
-    /// Brings the cache line at `p` closer; `p` may be invalid.
+    /// Brings the cache line at `p` closer; `p` need not be valid.
     unsafe fn prefetch(p: *const f32);
 }
 

@@ -3,14 +3,21 @@
 use super::tile::Tile;
 use crate::backend::cpu::conv::shape::{ConvShape, Pass};
 use crate::backend::cpu::gemm::microkernel::PANEL;
+use crate::backend::cpu::lines::LINE;
 use crate::backend::cpu::parallel::{SharedMut, for_each_task};
 use crate::backend::cpu::simd::{Kernel, Simd, isa};
 use std::marker::PhantomData;
 
 /// Input channels gathered at a time: one cache line of canonical weights.
-const CHANNELS: usize = 16;
+const CHANNELS: usize = LINE;
 
-/// Writes `U = G g G^T` as `[ceil(out / 32)][T * T][in][32]`, for dgrad of the flipped, transposed filter.
+/// Floats of the filters of one panel at one point, a line more than they fill: without it, a filter's points would
+/// all fall into one cache set when they are written.
+pub(super) fn point_stride(inputs: usize) -> usize {
+    inputs * PANEL + LINE
+}
+
+/// Writes `U = G g G^T` as `[ceil(out / 32)][T * T][in][32]`, points [`point_stride`] apart, for dgrad of the flipped, transposed filter.
 ///
 /// The transform runs in f64 and rounds once: that costs little and leaves the error of F(4x4) to the data.
 pub(super) fn pack<W: Tile<T, M>, const T: usize, const M: usize>(
@@ -51,7 +58,7 @@ pub(super) fn pack<W: Tile<T, M>, const T: usize, const M: usize>(
             }
         }
         for c in 0..channels {
-            let at = (panel * T * T * inputs + first + c) * PANEL;
+            let at = panel * T * T * point_stride(inputs) + (first + c) * PANEL;
             // SAFETY: each task writes its own channels of its own panel, and `out` holds all of them.
             unsafe {
                 let out = shared.ptr().add(at);
@@ -59,7 +66,7 @@ pub(super) fn pack<W: Tile<T, M>, const T: usize, const M: usize>(
                     taps: &taps,
                     channel: c,
                     out,
-                    point_stride: inputs * PANEL,
+                    point_stride: point_stride(inputs),
                     tile: PhantomData,
                 });
             }

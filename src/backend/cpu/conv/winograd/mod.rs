@@ -9,17 +9,19 @@ mod tile;
 mod transform;
 pub(super) mod wgrad;
 
+use super::Job;
 use super::shape::{ConvShape, Pass};
 use crate::backend::cpu::gemm::microkernel::{Order, PANEL, PanelProduct};
-use crate::backend::cpu::gemm::{Addends, Epilogue, depth_blocks};
-use crate::backend::cpu::parallel::{LINE, SharedMut, aligned_mut, for_each_task};
+use crate::backend::cpu::gemm::{Addends, depth_blocks};
+use crate::backend::cpu::lines::{LINE, aligned_mut, odd_lines};
+use crate::backend::cpu::parallel::{SharedMut, for_each_task};
 use crate::backend::cpu::simd::isa;
 use std::marker::PhantomData;
 pub(super) use tile::{F2, F4, Tile};
 use transform::{Collect, Scatter, Span, Window};
 
 /// Floats of V a block of tiles may fill: what fits in an L2 cache and a little more.
-const V_BUDGET: usize = 300_000;
+const V_BUDGET: usize = 200_000;
 
 /// One pass seen as a stride-1 correlation of an input with 3x3 filters.
 #[derive(Clone, Copy)]
@@ -75,11 +77,6 @@ impl Problem {
     }
 }
 
-/// Floats per tile and point of V: a whole number of cache lines, an odd one, so that rows spread over all cache sets.
-fn v_pitch(channels: usize) -> usize {
-    (channels.next_multiple_of(LINE) / LINE | 1) * LINE
-}
-
 /// How a pass is cut into tasks; free to depend on the batch and the threads, since results do not.
 struct Plan {
     tiles: usize,
@@ -91,7 +88,7 @@ struct Plan {
 impl Plan {
     fn new(p: &Problem, t: usize, m: usize, workers: usize) -> Self {
         let tiles = p.n * p.tiles(m).0 * p.tiles(m).1;
-        let fits = (V_BUDGET / (t * t * v_pitch(p.in_c))).clamp(16, 64);
+        let fits = (V_BUDGET / (t * t * odd_lines(p.in_c))).clamp(16, 64);
         let blocks = tiles.div_ceil(fits);
         let blocks = if blocks > 1 { blocks.next_multiple_of(workers) } else { 1 };
         let block = tiles.div_ceil(blocks.max(1)).clamp(8, 64);
@@ -101,13 +98,13 @@ impl Plan {
     }
 
     fn scratch(&self, p: &Problem, t: usize) -> usize {
-        t * t * (self.block * v_pitch(p.in_c) + LINE + self.block * PANEL + LINE)
+        t * t * (self.block * odd_lines(p.in_c) + LINE + self.block * PANEL + LINE)
     }
 }
 
 pub(super) fn packed_len<const T: usize>(shape: &ConvShape, pass: Pass) -> usize {
     let (inputs, outputs) = if pass == Pass::Fprop { (shape.c, shape.k) } else { (shape.k, shape.c) };
-    outputs.div_ceil(PANEL) * T * T * inputs * PANEL
+    outputs.div_ceil(PANEL) * T * T * filter::point_stride(inputs)
 }
 
 pub(super) fn pack<W: Tile<T, M>, const T: usize, const M: usize>(
@@ -126,21 +123,12 @@ pub(super) fn workspace<const T: usize, const M: usize>(shape: &ConvShape, pass:
     LINE + most
 }
 
-#[allow(clippy::too_many_arguments)]
-pub(super) fn run<W: Tile<T, M> + Sync, const T: usize, const M: usize>(
-    shape: &ConvShape,
-    pass: Pass,
-    input: &[f32],
-    packed: &[f32],
-    epilogue: &Epilogue,
-    accumulate: bool,
-    output: &mut [f32],
-    workspace: &mut [f32],
-) {
+pub(super) fn run<W: Tile<T, M> + Sync, const T: usize, const M: usize>(job: Job, packed: &[f32]) {
+    let Job { shape, pass, input, epilogue, output, workspace } = job;
     let p = Problem::new(shape, pass);
     let workers = rayon::current_num_threads();
     let plan = Plan::new(&p, T, M, workers);
-    let (points, pitch, isa) = (T * T, v_pitch(p.in_c), isa());
+    let (points, pitch, isa) = (T * T, odd_lines(p.in_c), isa());
     let v_stride = plan.block * pitch + LINE;
     let m_stride = plan.block * PANEL + LINE;
     let splits = plan.panels.div_ceil(plan.task_panels);
@@ -174,7 +162,7 @@ pub(super) fn run<W: Tile<T, M> + Sync, const T: usize, const M: usize>(
         for panel in begin..(begin + plan.task_panels).min(plan.panels) {
             let cols = (p.out_c - panel * PANEL).min(PANEL);
             for point in 0..points {
-                let filters = &packed[(panel * points + point) * p.in_c * PANEL..][..p.in_c * PANEL];
+                let filters = &packed[(panel * points + point) * filter::point_stride(p.in_c)..][..p.in_c * PANEL];
                 for (c0, depth) in depth_blocks(p.in_c) {
                     // SAFETY: `tiles` rows of V, `depth` rows of the panel and `tiles` rows of 32 sums.
                     unsafe {
@@ -213,7 +201,7 @@ pub(super) fn run<W: Tile<T, M> + Sync, const T: usize, const M: usize>(
                         y: shared.ptr(),
                         base: image * p.out_h * p.out_w * p.out_c + panel * PANEL,
                         window,
-                        addends: if accumulate { addends.onto(shared.ptr()) } else { addends },
+                        addends,
                         tile: PhantomData,
                     });
                 }

@@ -1,20 +1,21 @@
 //! The weight gradient by Winograd: `dW = G^T [sum over tiles of (A dy A^T) (B^T d B)] G`.
 //!
 //! Both operands are transformed as a whole, a chunk of images at a time; then each point's product over all tiles of
-//! the chunk runs with its sums in cache. The chunk depends on the geometry of one image, the tiles are added in
-//! order: the result does not depend on the threads.
+//! the chunk runs with its sums in cache. The chunks depend on the shape alone, the tiles are added in order: the
+//! result does not depend on the threads.
 
+use super::Tile;
 use super::transform::{Scatter, Span, Window};
-use super::{Tile, v_pitch};
 use crate::backend::cpu::conv::shape::ConvShape;
 use crate::backend::cpu::gemm::DEPTH;
 use crate::backend::cpu::gemm::microkernel::{Order, PANEL, PanelProduct};
-use crate::backend::cpu::parallel::{LINE, SharedMut, aligned_mut, for_each_task};
+use crate::backend::cpu::lines::{LINE, aligned_mut, odd_lines};
+use crate::backend::cpu::parallel::{SharedMut, for_each_task};
 use crate::backend::cpu::simd::{Kernel, Simd, isa};
 use std::marker::PhantomData;
 
 /// Floats that the transformed operands of a chunk of images may fill.
-const CHUNK_BUDGET: usize = 10_000_000;
+const CHUNK_BUDGET: usize = 6_000_000;
 /// Tiles transformed by one task.
 const TILE_BLOCK: usize = 8;
 
@@ -40,12 +41,13 @@ impl Layout {
     fn new<const T: usize, const M: usize>(s: &ConvShape) -> Self {
         let (down, across) = (s.oh.div_ceil(M), s.ow.div_ceil(M));
         let panels = s.c.div_ceil(PANEL);
-        let per_image = T * T * down * across * (panels * PANEL + v_pitch(s.k));
-        let images = (CHUNK_BUDGET / per_image).max(1).min(s.n);
+        let per_image = T * T * down * across * (panels * PANEL + odd_lines(s.k));
+        let chunks = s.n.div_ceil((CHUNK_BUDGET / per_image).max(1)).max(1);
+        let images = s.n.div_ceil(chunks);
         let tiles = images * down * across;
         // A line between groups and points keeps the stores of one tile out of a single cache set.
         let x_group = tiles * PANEL + LINE;
-        let dy_pitch = v_pitch(s.k);
+        let dy_pitch = odd_lines(s.k);
         let du_pitch = panels * PANEL + LINE;
         Self {
             down,
