@@ -1,0 +1,56 @@
+//! The sampling loop: batches of samples from a model folder.
+
+mod labels;
+mod sampler;
+
+use thiserror::Error;
+
+pub use labels::LabelChoice;
+pub use sampler::{SampleOptions, Sampler};
+
+use crate::backend::BackendError;
+use crate::diffusion::DiffusionError;
+use crate::model::ModelError;
+use crate::unet::ConfigError;
+
+/// Why samples cannot be drawn.
+#[derive(Debug, Error)]
+pub enum SampleError {
+    /// The model cannot be loaded.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The configuration makes no network.
+    #[error("the model's configuration is refused: {0}")]
+    Config(#[from] ConfigError),
+    /// The sampler does not fit the noise schedule.
+    #[error(transparent)]
+    Schedule(#[from] DiffusionError),
+    /// The device failed.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    /// A class that the model does not have.
+    #[error("label {label} is out of range: the model has classes 0..={}", classes - 1)]
+    Label {
+        /// What was asked for.
+        label: u32,
+        /// Number of classes.
+        classes: usize,
+    },
+    /// A label for a model without classes, or a model whose condition is not a class.
+    #[error("{0}")]
+    Condition(String),
+    /// The configuration does not say how large the images are.
+    #[error("the model's configuration has no sample_size; add it to config.json")]
+    NoSize,
+    /// Numbers of samples that cannot be drawn.
+    #[error("{0}")]
+    Count(String),
+    /// The network produced something that is not an image.
+    #[error("sample {sample} is not finite after step {step}; the weights or the guidance scale are too large")]
+    NotFinite {
+        /// Its global index.
+        sample: usize,
+        /// Steps that were taken.
+        step: usize,
+    },
+}

@@ -1,0 +1,177 @@
+//! A model that is ready to sample.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::{LabelChoice, SampleError};
+use crate::backend::{Backend, Executable};
+use crate::diffusion::{SchedulerConfig, StepTable};
+use crate::graph::NoiseSource;
+use crate::layout::nhwc_to_nchw;
+use crate::model::{ModelFolder, bind_weights};
+use crate::program::{Batch, SamplingOptions, SamplingProgram};
+use crate::rng::{Sequence, Stream, split_seed};
+use crate::unet::UNetConfig;
+
+/// How to sample.
+#[derive(Clone, Debug)]
+pub struct SampleOptions {
+    /// The sampler and its schedule.
+    pub scheduler: SchedulerConfig,
+    /// Network evaluations per image.
+    pub steps: usize,
+    /// DDIM's eta.
+    pub eta: f64,
+    /// The seed; image i of a seed does not depend on anything below.
+    pub seed: u64,
+    /// Classes.
+    pub labels: LabelChoice,
+    /// Classifier-free guidance scale; 1 is none.
+    pub guidance: f64,
+    /// Samples that are computed at once.
+    pub batch: usize,
+}
+
+/// A compiled sampling loop for batches of one size.
+pub struct Sampler {
+    config: UNetConfig,
+    options: SampleOptions,
+    program: SamplingProgram,
+    exe: Box<dyn Executable>,
+    batch: Batch,
+    table: Arc<StepTable>,
+}
+
+impl Sampler {
+    /// Loads a model and prepares its loop.
+    ///
+    /// # Errors
+    /// [`SampleError`]: a model that cannot be loaded, a sampler or a guidance that does not fit it.
+    pub fn new(model: &ModelFolder, options: SampleOptions, backend: &dyn Backend) -> Result<Self, SampleError> {
+        let config = model.config.clone();
+        let (h, w) = config.height_width().ok_or(SampleError::NoSize)?;
+        if options.batch == 0 {
+            return Err(SampleError::Count("the batch size must be at least 1".into()));
+        }
+        options.labels.labels(&config, 0..1)?;
+        let guided = options.guidance != 1.0;
+        if !options.guidance.is_finite() {
+            return Err(SampleError::Condition(format!("the guidance scale {} is not finite", options.guidance)));
+        }
+        if guided && config.null_class.is_none() {
+            return Err(SampleError::Condition(
+                "guidance needs a model with a null class (null_class in config.json), as warpdiff trains with label \
+                 dropout"
+                    .into(),
+            ));
+        }
+        let table = Arc::new(StepTable::build(&options.scheduler, options.steps, options.eta)?);
+        let batch = Batch { n: options.batch, h, w };
+        let sampling = SamplingOptions {
+            table: Arc::clone(&table),
+            guidance: guided.then_some(options.guidance),
+            noise: NoiseSource::Philox,
+        };
+        let program = SamplingProgram::new(&config, batch, &sampling)?;
+        let mut exe = backend.compile(program.plan.clone())?;
+        bind_weights(exe.as_mut(), &model.weights()?)?;
+        exe.write_u32(program.key, &split_seed(options.seed))?;
+        Ok(Self { config, options, program, exe, batch, table })
+    }
+
+    /// Samples per batch.
+    pub fn batch(&self) -> usize {
+        self.batch.n
+    }
+
+    /// Steps of the loop.
+    pub fn steps(&self) -> usize {
+        self.table.rows.len()
+    }
+
+    /// Channels, height and width of an image.
+    pub fn image_shape(&self) -> [usize; 3] {
+        [self.config.in_channels, self.batch.h, self.batch.w]
+    }
+
+    /// Bytes that the loop holds.
+    pub fn memory_bytes(&self) -> usize {
+        self.exe.memory_bytes()
+    }
+
+    /// The label of each sample of `indices`, or `None` for a model without classes.
+    ///
+    /// # Errors
+    /// As [`LabelChoice::labels`].
+    pub fn labels(&self, indices: Range<usize>) -> Result<Option<Vec<u32>>, SampleError> {
+        self.options.labels.labels(&self.config, indices)
+    }
+
+    /// Draws the samples `indices`, at most [`Sampler::batch`] of them; returns `[N, C, H, W]` in about [-1, 1].
+    ///
+    /// `on_step` is called after each step with its number and a function that fetches the images so far.
+    ///
+    /// # Errors
+    /// [`SampleError`]; samples that are not finite are an error.
+    pub fn run(
+        &mut self,
+        indices: Range<usize>,
+        on_step: &mut dyn FnMut(usize, &dyn Fn() -> Vec<f32>),
+    ) -> Result<Vec<f32>, SampleError> {
+        let count = indices.len();
+        if count > self.batch.n || indices.end > u32::MAX as usize {
+            return Err(SampleError::Count(format!(
+                "samples {indices:?} do not fit a batch of {} with 32-bit indices",
+                self.batch.n
+            )));
+        }
+        // A batch that is not full is filled up with the samples that would come next; each is independent of the others.
+        let filled: Vec<u32> = (indices.start..indices.start + self.batch.n).map(|i| i as u32).collect();
+        self.start(&filled)?;
+        for step in 0..self.steps() {
+            self.exe.run()?;
+            on_step(step, &|| self.images(count));
+        }
+        let images = self.images(count);
+        if let Some(at) = images.iter().position(|v| !v.is_finite()) {
+            let sample = indices.start + at / (images.len() / count.max(1));
+            return Err(SampleError::NotFinite { sample, step: self.steps() });
+        }
+        Ok(images)
+    }
+
+    /// Writes x_T, the labels and the counters of a batch.
+    fn start(&mut self, indices: &[u32]) -> Result<(), SampleError> {
+        let mut x = vec![0.0; self.batch.numel(self.config.in_channels)];
+        for (image, &index) in x.chunks_mut(self.batch.h * self.batch.w * self.config.in_channels).zip(indices) {
+            Sequence::new(self.options.seed, Stream::InitialNoise, index, 0).fill_normal(image);
+        }
+        let sigma = self.table.init_noise_sigma as f32;
+        x.iter_mut().for_each(|v| *v *= sigma);
+        self.exe.write_f32(self.program.x, &x)?;
+        x.fill(0.0);
+        self.exe.write_f32(self.program.x0, &x)?;
+        self.exe.write_u32(self.program.step, &[0])?;
+        self.exe.write_u32(self.program.sample_index, indices)?;
+        if let Some(class) = self.program.class {
+            let first = indices[0] as usize;
+            let mut labels = self.labels(first..first + indices.len())?.unwrap_or_default();
+            if self.options.guidance != 1.0 {
+                let null = self.config.null_class.unwrap_or_default() as u32;
+                labels.extend(std::iter::repeat_n(null, indices.len()));
+            }
+            self.exe.write_u32(class, &labels)?;
+        }
+        Ok(())
+    }
+
+    /// The first `count` images of the current batch, NCHW.
+    fn images(&self, count: usize) -> Vec<f32> {
+        let [c, h, w] = self.image_shape();
+        let mut nhwc = vec![0.0; self.batch.numel(c)];
+        match self.exe.read_f32(self.program.x, &mut nhwc) {
+            Ok(()) => nhwc_to_nchw(&nhwc[..count * h * w * c], [count, c, h, w]),
+            Err(_) => unreachable!("the slice has the length of the state"),
+        }
+    }
+}
