@@ -10,4 +10,5 @@ pub mod model;
 pub mod program;
 pub mod reference;
 pub mod rng;
+pub mod train;
 pub mod unet;
