@@ -14,5 +14,6 @@ pub mod program;
 pub mod reference;
 pub mod rng;
 pub mod sample;
+pub mod train;
 pub mod unet;
 pub mod verify;
