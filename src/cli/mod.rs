@@ -1,9 +1,17 @@
 //! The command line: one file a subcommand.
 
 mod bench;
+mod demo;
 mod device;
+mod info;
+mod interrupt;
 mod memory;
+mod nll;
+mod parse;
 mod presets;
+mod progress;
+mod sample;
+mod train;
 mod verify;
 
 use std::process::ExitCode;
@@ -26,16 +34,31 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Measure speed and memory.
-    Bench(bench::Args),
+    /// Train the embedded digits for a few minutes and look at the result: start here.
+    Demo(demo::Args),
+    /// Train a model, or go on with one.
+    Train(train::Args),
+    /// Draw samples from a model folder.
+    Sample(sample::Args),
+    /// Bits per dimension of a model on data, with the terms of the bound.
+    Nll(nll::Args),
     /// Replay golden cases and compare with what they recorded.
     Verify(verify::Args),
+    /// What this machine offers; with a model folder, what it holds.
+    Info(info::Args),
+    /// Measure speed and memory.
+    Bench(bench::Args),
 }
 
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
+        Command::Demo(args) => demo::run(&args, cli.quiet),
+        Command::Train(args) => train::run(&args, cli.quiet),
+        Command::Sample(args) => sample::run(&args, cli.quiet),
+        Command::Nll(args) => nll::run(&args, cli.quiet),
+        Command::Info(args) => info::run(&args),
         Command::Bench(args) => bench::run(&args, cli.quiet),
         Command::Verify(args) => verify::run(&args, cli.quiet),
     };

@@ -12,9 +12,16 @@ pub(super) enum Preset {
     DdpmCifar10,
     /// 0.7 M parameters for 8x8 images: trains in minutes on two cores.
     DigitsSmall,
+    /// 5 M parameters for images of 16 to 64 pixels: a first model on a CPU.
+    Small32,
 }
 
 impl Preset {
+    /// The smallest network that suits images of this size.
+    pub fn for_size(h: usize, w: usize) -> Self {
+        if h.max(w) <= 12 { Preset::DigitsSmall } else { Preset::Small32 }
+    }
+
     /// The network's configuration.
     pub fn config(self) -> UNetConfig {
         match self {
@@ -28,6 +35,15 @@ impl Preset {
                 downsample_padding: 0,
                 flip_sin_to_cos: false,
                 freq_shift: 1.0,
+                ..UNetConfig::default()
+            },
+            Preset::Small32 => UNetConfig {
+                sample_size: Some(SampleSize::Side(32)),
+                block_out_channels: vec![64, 96, 128],
+                layers_per_block: 1,
+                down_block_types: vec![DownBlock::Plain, DownBlock::Plain, DownBlock::Attention],
+                up_block_types: vec![UpBlock::Attention, UpBlock::Plain, UpBlock::Plain],
+                attention_head_dim: Some(32),
                 ..UNetConfig::default()
             },
             Preset::DigitsSmall => UNetConfig {

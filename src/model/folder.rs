@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::{ModelError, write_weights};
-use crate::diffusion::SchedulerConfig;
+use crate::diffusion::{SamplerKind, SchedulerConfig};
 use crate::graph::ParamSpec;
 use crate::io::atomic_folder::locate;
 use crate::io::{FileError, WeightSource};
@@ -90,7 +90,7 @@ pub fn save_model(
     };
     let class = scheduler.sampler.class_name();
     let index = serde_json::json!({
-        "_class_name": "DDPMPipeline",
+        "_class_name": if scheduler.sampler == SamplerKind::Ddim { "DDIMPipeline" } else { "DDPMPipeline" },
         "_diffusers_version": "0.42.0",
         "scheduler": ["diffusers", class],
         "unet": ["diffusers", "UNet2DModel"],

@@ -262,10 +262,13 @@ impl UNetConfig {
         if self.downsample_padding > 1 {
             return invalid("downsample_padding", format!("{} is neither 0 nor 1", self.downsample_padding));
         }
-        if let (Some(null), Some(classes)) = (self.null_class, self.num_class_embeds)
-            && null >= classes
+        if self.num_class_embeds == Some(0) {
+            return invalid("num_class_embeds", "is 0; leave it out for a model without classes".into());
+        }
+        if let Some(null) = self.null_class
+            && null >= self.num_class_embeds.unwrap_or(0)
         {
-            return invalid("null_class", format!("{null} is not below num_class_embeds = {classes}"));
+            return invalid("null_class", format!("{null} is not below num_class_embeds = {:?}", self.num_class_embeds));
         }
         if let Some((h, w)) = self.height_width() {
             self.check_size(h, w)?;

@@ -1,0 +1,262 @@
+//! `warpdiff sample`.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use clap::ValueEnum;
+
+use super::device::DeviceArgs;
+use super::progress::Progress;
+use super::{interrupt, parse};
+use crate::diffusion::{SamplerKind, SchedulerConfig};
+use crate::io::gif::{Timing, write_gif};
+use crate::io::grid::{GridStyle, draw_grid};
+use crate::io::sink::{OutputKind, SampleShape, open_sink};
+use crate::io::{Canvas, ImageBatch};
+use crate::model::ModelFolder;
+use crate::sample::{LabelChoice, SampleOptions, Sampler};
+use crate::train::TrainingState;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum SamplerArg {
+    /// Ancestral sampling.
+    Ddpm,
+    /// Deterministic, or partly random with --eta.
+    Ddim,
+    /// DPM-Solver++ 2M: the fewest steps.
+    #[value(name = "dpm++")]
+    DpmSolverPp,
+}
+
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// A model folder: config.json, weights and scheduler_config.json, as diffusers or `train` write them.
+    model: PathBuf,
+    /// Number of samples.
+    #[arg(long, default_value_t = 64)]
+    num: usize,
+    /// The sampler; that of the model's scheduler_config.json when nothing is said.
+    #[arg(long, value_enum)]
+    sampler: Option<SamplerArg>,
+    /// Network evaluations per sample; by default 50 for ddim, 20 for dpm++, all timesteps for ddpm.
+    #[arg(long)]
+    steps: Option<usize>,
+    /// DDIM's eta: 0 deterministic, 1 as random as DDPM.
+    #[arg(long, default_value_t = 0.0)]
+    eta: f64,
+    /// Seed; sample i of a seed is the same in any batch.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// A class, or `balanced` for all in turn.
+    #[arg(long, default_value = "balanced", value_parser = parse::label)]
+    label: LabelChoice,
+    /// Classifier-free guidance scale; 1 is none.
+    #[arg(long, default_value_t = 1.0)]
+    guidance: f64,
+    /// Samples computed at once.
+    #[arg(long)]
+    batch: Option<usize>,
+    /// Where they go, by extension: .png (a grid), .npz (bytes, for evaluation), .safetensors (floats), .gif (of the
+    /// denoising), or none for a folder of PNGs.
+    #[arg(long, default_value = "samples.png")]
+    out: PathBuf,
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// Print a summary as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Samples that a grid or an animation may hold.
+const MAX_DRAWN: usize = 4096;
+
+pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
+    let kind = OutputKind::of(&args.out)?;
+    if args.num == 0 {
+        bail!("--num 0: ask for at least one sample");
+    }
+    let drawn = matches!(kind, OutputKind::Grid | OutputKind::Animation);
+    if drawn && args.num > MAX_DRAWN {
+        bail!("{} samples do not fit one picture; use .npz or a folder for more than {MAX_DRAWN}", args.num);
+    }
+    let backend = args.device.backend()?;
+    interrupt::listen()?;
+    let model = ModelFolder::open(&args.model)?;
+    let scheduler = scheduler(args, &model);
+    let steps = args.steps.unwrap_or(match scheduler.sampler {
+        SamplerKind::Ddpm => scheduler.betas.num_train_timesteps,
+        SamplerKind::Ddim => 50.min(scheduler.betas.num_train_timesteps),
+        SamplerKind::DpmSolverPp => 20.min(scheduler.betas.num_train_timesteps),
+    });
+    let options = SampleOptions {
+        scheduler,
+        steps,
+        eta: args.eta,
+        seed: args.seed,
+        labels: args.label,
+        guidance: args.guidance,
+        batch: batch_size(args, &model, kind)?,
+    };
+    let mut sampler = Sampler::new(&model, options, backend.as_ref())?;
+    let names = TrainingState::read(&args.model)?.map(|s| s.dataset.class_names).filter(|n| !n.is_empty());
+    let begin = Instant::now();
+    let done = match kind {
+        OutputKind::Animation => animate(args, &mut sampler, names.as_deref(), quiet)?,
+        OutputKind::Grid => {
+            let (images, labels) = draw_all(args, &mut sampler, quiet)?;
+            let Some(images) = images else { return Ok(ExitCode::from(interrupt::INTERRUPTED)) };
+            grid(&args.out, &images, &sampler, labels.as_deref(), names.as_deref())?.write_png(&args.out)?;
+            true
+        }
+        OutputKind::Npz | OutputKind::Tensors | OutputKind::Folder => stream(args, &mut sampler, quiet)?,
+    };
+    if !done {
+        eprintln!("interrupted: nothing was written");
+        return Ok(ExitCode::from(interrupt::INTERRUPTED));
+    }
+    let seconds = begin.elapsed().as_secs_f64();
+    let rate = args.num as f64 / seconds;
+    if args.json {
+        let summary = serde_json::json!({
+            "samples": args.num, "steps": sampler.steps(), "batch": sampler.batch(), "seed": args.seed,
+            "seconds": seconds, "img_s": rate, "out": args.out,
+        });
+        println!("{summary}");
+    } else if !quiet {
+        eprintln!("{} samples in {seconds:.1} s ({rate:.1} img/s) -> {}", args.num, args.out.display());
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn scheduler(args: &Args, model: &ModelFolder) -> SchedulerConfig {
+    let kind = args.sampler.map(|s| match s {
+        SamplerArg::Ddpm => SamplerKind::Ddpm,
+        SamplerArg::Ddim => SamplerKind::Ddim,
+        SamplerArg::DpmSolverPp => SamplerKind::DpmSolverPp,
+    });
+    model.scheduler.with_sampler(kind.unwrap_or(model.scheduler.sampler))
+}
+
+/// The batch that was asked for, or one of about 16,000 pixels; split so that the last batch is as full as the others.
+fn batch_size(args: &Args, model: &ModelFolder, kind: OutputKind) -> Result<usize> {
+    if kind == OutputKind::Animation {
+        return Ok(args.num);
+    }
+    let (h, w) = model.config.height_width().unwrap_or((32, 32));
+    let batch = args.batch.unwrap_or((16_384 / (h * w)).max(1));
+    if batch == 0 {
+        bail!("--batch 0: at least one sample must be computed at a time");
+    }
+    let batches = args.num.div_ceil(batch);
+    Ok(args.num.div_ceil(batches))
+}
+
+/// Draws one batch; `None` if somebody asked to stop.
+fn draw_batch(
+    sampler: &mut Sampler,
+    first: usize,
+    count: usize,
+    progress: &mut Progress,
+) -> Result<Option<Vec<f32>>> {
+    if interrupt::asked() {
+        return Ok(None);
+    }
+    let steps = sampler.steps() as u64;
+    let done = first as u64 * steps;
+    let images = sampler.run(first..first + count, &mut |step, _| {
+        progress.at(done + (step as u64 + 1) * count as u64, "");
+    })?;
+    Ok(Some(images))
+}
+
+fn progress(args: &Args, sampler: &Sampler, quiet: bool) -> Progress {
+    Progress::new("sampling", "evals", 0, (args.num * sampler.steps()) as u64, quiet || args.json)
+}
+
+/// All samples in memory, with their labels; no images if somebody asked to stop.
+#[allow(clippy::type_complexity)]
+fn draw_all(args: &Args, sampler: &mut Sampler, quiet: bool) -> Result<(Option<Vec<f32>>, Option<Vec<u32>>)> {
+    let labels = sampler.labels(0..args.num)?;
+    let mut progress = progress(args, sampler, quiet);
+    let mut images = Vec::new();
+    for first in (0..args.num).step_by(sampler.batch()) {
+        let count = sampler.batch().min(args.num - first);
+        let Some(batch) = draw_batch(sampler, first, count, &mut progress)? else { return Ok((None, labels)) };
+        images.extend(batch);
+    }
+    progress.finish();
+    Ok((Some(images), labels))
+}
+
+/// Batch by batch into a file or a folder; false if somebody asked to stop.
+fn stream(args: &Args, sampler: &mut Sampler, quiet: bool) -> Result<bool> {
+    let [channels, height, width] = sampler.image_shape();
+    let labelled = sampler.labels(0..1)?.is_some();
+    let shape = SampleShape { count: args.num, channels, height, width, labelled };
+    let mut sink = open_sink(&args.out, shape)?;
+    let mut progress = progress(args, sampler, quiet);
+    for first in (0..args.num).step_by(sampler.batch()) {
+        let count = sampler.batch().min(args.num - first);
+        let Some(images) = draw_batch(sampler, first, count, &mut progress)? else { return Ok(false) };
+        let labels = sampler.labels(first..first + count)?;
+        sink.push(ImageBatch::new(&images, channels, height, width), labels.as_deref())?;
+    }
+    sink.finish()?;
+    progress.finish();
+    Ok(true)
+}
+
+/// A grid of samples with the names of their classes.
+pub(super) fn grid(
+    path: &Path,
+    images: &[f32],
+    sampler: &Sampler,
+    labels: Option<&[u32]>,
+    names: Option<&[String]>,
+) -> Result<Canvas> {
+    let [c, h, w] = sampler.image_shape();
+    let name = |&label: &u32| {
+        let known = names.and_then(|n| n.get(label as usize));
+        known.cloned().unwrap_or_else(|| label.to_string())
+    };
+    let text: Option<Vec<String>> = labels.map(|l| l.iter().map(name).collect());
+    Ok(draw_grid(path, ImageBatch::new(images, c, h, w), text.as_deref(), GridStyle::default())?)
+}
+
+/// At most this many frames: enough to see, few enough to load.
+const FRAMES: usize = 50;
+
+fn animate(args: &Args, sampler: &mut Sampler, names: Option<&[String]>, quiet: bool) -> Result<bool> {
+    let mut progress = progress(args, sampler, quiet);
+    let labels = sampler.labels(0..args.num)?;
+    let frames = frames(sampler, args.num, &mut |step, count| progress.at(((step + 1) * count) as u64, ""))?;
+    progress.finish();
+    if interrupt::asked() {
+        return Ok(false);
+    }
+    let canvases =
+        frames.iter().map(|f| grid(&args.out, f, sampler, labels.as_deref(), names)).collect::<Result<Vec<_>>>()?;
+    write_gif(&args.out, canvases, Timing::default())?;
+    Ok(true)
+}
+
+/// The images of the first `count` samples along the way, the last frame the result.
+pub(super) fn frames(
+    sampler: &mut Sampler,
+    count: usize,
+    on_step: &mut dyn FnMut(usize, usize),
+) -> Result<Vec<Vec<f32>>> {
+    let steps = sampler.steps();
+    let every = steps.div_ceil(FRAMES);
+    let mut frames = Vec::new();
+    let last = sampler.run(0..count, &mut |step, images| {
+        if (step + 1).is_multiple_of(every) && step + 1 < steps {
+            frames.push(images());
+        }
+        on_step(step, count);
+    })?;
+    frames.push(last);
+    Ok(frames)
+}
