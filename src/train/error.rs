@@ -218,13 +218,24 @@ pub enum TrainError {
     Diffusion(#[from] DiffusionError),
     /// The model's folder is refused.
     #[error(transparent)]
-    Model(#[from] ModelError),
+    Model(ModelError),
     /// A file cannot be read or written.
     #[error(transparent)]
     File(#[from] FileError),
     /// The device failed.
     #[error(transparent)]
     Backend(#[from] BackendError),
+}
+
+impl From<ModelError> for TrainError {
+    /// Files and devices fail in one place, whichever reader met it.
+    fn from(error: ModelError) -> Self {
+        match error {
+            ModelError::File(error) => Self::File(error),
+            ModelError::Backend(error) => Self::Backend(error),
+            other => Self::Model(other),
+        }
+    }
 }
 
 fn lines(items: &[String]) -> String {

@@ -12,6 +12,7 @@ use crate::backend::{Backend, Executable, Store};
 use crate::data::Dataset;
 use crate::diffusion::{Objective, Schedule, SchedulerConfig, TrainingObjective, Vlb};
 use crate::graph::{ParamId, ParamSpec, ValueId};
+use crate::io::atomic_folder::recover;
 use crate::program::{Batch, TrainingInputs, TrainingOptions, TrainingProgram};
 use crate::rng::split_seed;
 use crate::unet::{SampleSize, TimeEmbeddingType, UNetConfig, initial_weights};
@@ -116,6 +117,8 @@ impl Trainer {
         options: TrainOptions,
     ) -> Result<Self, TrainError> {
         options.validate()?;
+        // A replacement that was cut off leaves the checkpoint under another name, which the first save would remove.
+        recover(folder)?;
         let checkpoint = Checkpoint::open(folder)?;
         let (state, model) = (&checkpoint.state, &checkpoint.model);
         let differences = state.options.differences(&options);

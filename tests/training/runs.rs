@@ -218,7 +218,7 @@ fn models_that_cannot_be_trained_are_refused() {
     let error = run(fourier, scheduler(), Objective::Simple);
     assert!(matches!(error, TrainError::Untrainable { key: "time_embedding_type", .. }), "{error}");
     let mut zero_snr = scheduler();
-    zero_snr.betas = BetaConfig { rescale_betas_zero_snr: true, ..BetaConfig::linear(100) };
+    zero_snr.betas = BetaConfig { rescale_zero_terminal_snr: true, ..BetaConfig::linear(100) };
     let error = run(conditional(), zero_snr, Objective::Vlb);
     assert!(matches!(error, TrainError::Diffusion(_)), "{error}");
     let mut no_betas = scheduler();
@@ -250,4 +250,22 @@ fn a_cosine_run_ends_at_its_final_rate() {
     let options = TrainOptions { decay: Decay::Cosine { final_learning_rate: 1e-5 }, ..options(6) };
     let reports = finish(&mut start(&cpu(1), options, &folder.path().join("m")).unwrap());
     assert_eq!(reports.last().unwrap().lr, 1e-5);
+}
+
+/// AdamW hardly sees a common factor of all gradients, so clipping is judged by the first moment: (1 - beta1) g / |g| * limit.
+#[test]
+fn gradients_are_clipped_to_the_norm_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let first_moment = |max_grad_norm| {
+        let options = TrainOptions { max_grad_norm, ..options(1) };
+        let mut trainer = start(&cpu(1), options, &folder.path().join("m")).unwrap();
+        let norm = trainer.step().unwrap().grad_norm;
+        let moment = trainer.arrays(Store::Moment1).unwrap().concat();
+        (moment.iter().map(|&m| f64::from(m).powi(2)).sum::<f64>().sqrt(), norm)
+    };
+    let (free, norm) = first_moment(None);
+    assert!((free - 0.1 * norm).abs() < 1e-5 * free);
+    let (clipped, _) = first_moment(Some(norm / 8.0));
+    assert!((clipped - 0.1 * norm / 8.0).abs() < 1e-4 * clipped);
+    assert_eq!(first_moment(Some(2.0 * norm)).0, free);
 }
