@@ -13,7 +13,9 @@ use serde::Serialize;
 use super::device::DeviceArgs;
 use super::presets::Preset;
 use crate::backend::{Backend, Executable, Store};
-use crate::diffusion::{BetaConfig, LossWeighting, Objective, PredictionType, Schedule, TrainingObjective, VarianceType};
+use crate::diffusion::{
+    BetaConfig, LossWeighting, Objective, PredictionType, Schedule, TrainingObjective, VarianceType,
+};
 use crate::graph::{AdamW, ParamId, cost};
 use crate::program::{Batch, ForwardProgram, TrainingInputs, TrainingOptions, TrainingProgram};
 use crate::unet::{UNetConfig, initial_weights};
@@ -180,11 +182,8 @@ fn training(config: &UNetConfig, batch: Batch, backend: &dyn Backend) -> Result<
         256,
     );
     let optimizer = AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, max_grad_norm: 1.0 };
-    let options = TrainingOptions {
-        objective: Arc::new(objective),
-        optimizer: Some(optimizer),
-        inputs: TrainingInputs::Drawn,
-    };
+    let options =
+        TrainingOptions { objective: Arc::new(objective), optimizer: Some(optimizer), inputs: TrainingInputs::Drawn };
     let program = TrainingProgram::new(config, batch, &options)?;
     let mut exe = backend.compile(program.plan)?;
     write_weights(exe.as_mut())?;

@@ -91,13 +91,9 @@ pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
 
 fn trainer(args: &Args, backend: &dyn Backend, dataset: Arc<dyn Dataset>, folder: &Path) -> Result<Trainer> {
     let classes = dataset.num_classes().unwrap_or_default();
-    let config = UNetConfig {
-        num_class_embeds: Some(classes + 1),
-        null_class: Some(classes),
-        ..Preset::DigitsSmall.config()
-    };
-    let scheduler =
-        SchedulerConfig { betas: BetaConfig::cosine(1000), ..SchedulerConfig::new(SamplerKind::Ddim) };
+    let config =
+        UNetConfig { num_class_embeds: Some(classes + 1), null_class: Some(classes), ..Preset::DigitsSmall.config() };
+    let scheduler = SchedulerConfig { betas: BetaConfig::cosine(1000), ..SchedulerConfig::new(SamplerKind::Ddim) };
     let options = TrainOptions {
         steps: args.steps,
         batch_size: 64,
@@ -124,13 +120,7 @@ fn trainer(args: &Args, backend: &dyn Backend, dataset: Arc<dyn Dataset>, folder
 }
 
 /// Writes the grid and the animation; returns the seconds that sampling took.
-fn pictures(
-    args: &Args,
-    model: &ModelFolder,
-    names: &[String],
-    backend: &dyn Backend,
-    quiet: bool,
-) -> Result<f64> {
+fn pictures(args: &Args, model: &ModelFolder, names: &[String], backend: &dyn Backend, quiet: bool) -> Result<f64> {
     let options = SampleOptions {
         scheduler: model.scheduler.clone(),
         steps: 50,
@@ -149,9 +139,8 @@ fn pictures(
         sample::frames(&mut sampler, SAMPLES, &mut |step, count| progress.at(((step + 1) * count) as u64, ""))?;
     let seconds = begin.elapsed().as_secs_f64();
     progress.finish();
-    let draw = |name: &str, frame: &[f32]| {
-        sample::grid(&args.out.join(name), frame, &sampler, labels.as_deref(), Some(names))
-    };
+    let draw =
+        |name: &str, frame: &[f32]| sample::grid(&args.out.join(name), frame, &sampler, labels.as_deref(), Some(names));
     if let Some(last) = frames.last() {
         draw("samples.png", last)?.write_png(&args.out.join("samples.png"))?;
     }

@@ -154,12 +154,7 @@ fn batch_size(args: &Args, model: &ModelFolder, kind: OutputKind) -> Result<usiz
 }
 
 /// Draws one batch; `None` if somebody asked to stop.
-fn draw_batch(
-    sampler: &mut Sampler,
-    first: usize,
-    count: usize,
-    progress: &mut Progress,
-) -> Result<Option<Vec<f32>>> {
+fn draw_batch(sampler: &mut Sampler, first: usize, count: usize, progress: &mut Progress) -> Result<Option<Vec<f32>>> {
     if interrupt::asked() {
         return Ok(None);
     }

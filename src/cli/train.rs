@@ -168,7 +168,10 @@ pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
     }
     let (end, last) = train(&mut trainer, quiet)?;
     if let (true, Some(r)) = (args.json, last) {
-        println!("{}", serde_json::json!({"step": r.step, "loss": r.loss, "simple": r.simple, "vb": r.vb, "out": args.out}));
+        println!(
+            "{}",
+            serde_json::json!({"step": r.step, "loss": r.loss, "simple": r.simple, "vb": r.vb, "out": args.out})
+        );
     }
     let out = args.out.display();
     match end {

@@ -18,11 +18,7 @@ impl LabelChoice {
     ///
     /// # Errors
     /// A label that the model does not have, or a condition that is not a class.
-    pub fn labels(
-        self,
-        config: &UNetConfig,
-        indices: std::ops::Range<usize>,
-    ) -> Result<Option<Vec<u32>>, SampleError> {
+    pub fn labels(self, config: &UNetConfig, indices: std::ops::Range<usize>) -> Result<Option<Vec<u32>>, SampleError> {
         if config.class_embed_type.is_some() {
             let kind = "the model is conditioned on numbers or vectors, not on classes; sample it through the library";
             return Err(SampleError::Condition(kind.into()));

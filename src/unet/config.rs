@@ -268,7 +268,10 @@ impl UNetConfig {
         if let Some(null) = self.null_class
             && null >= self.num_class_embeds.unwrap_or(0)
         {
-            return invalid("null_class", format!("{null} is not below num_class_embeds = {:?}", self.num_class_embeds));
+            return invalid(
+                "null_class",
+                format!("{null} is not below num_class_embeds = {:?}", self.num_class_embeds),
+            );
         }
         if let Some((h, w)) = self.height_width() {
             self.check_size(h, w)?;

@@ -32,7 +32,8 @@ pub(super) fn schedule(case: &Case, check: Check) -> Result<Measured, VerifyErro
     }
     for (spec, expected) in check.value("timesteps").as_object().into_iter().flatten() {
         let actual = timesteps(check, &schedule, spec)?;
-        let expected: Vec<usize> = expected.as_array().into_iter().flatten().filter_map(|v| v.as_u64()).map(|v| v as usize).collect();
+        let expected: Vec<usize> =
+            expected.as_array().into_iter().flatten().filter_map(|v| v.as_u64()).map(|v| v as usize).collect();
         if actual != expected {
             return Err(check.error(format!("{spec}: {actual:?} instead of {expected:?}")));
         }

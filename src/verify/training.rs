@@ -219,6 +219,7 @@ fn compare_weights(
         }
     }
     let fraction = fractions.iter().sum::<f64>() / fractions.len() as f64;
-    let fraction = Measured::new(fraction, check.get("tol_fraction_off")?, format!("fraction of {store:?} that is off"));
+    let fraction =
+        Measured::new(fraction, check.get("tol_fraction_off")?, format!("fraction of {store:?} that is off"));
     Ok(farthest.worse(fraction))
 }
