@@ -247,7 +247,7 @@ mod tests {
         let options = EvaluateOptions { images: 4000, strata: Some(1), batch: 1, seed: 1 };
         let mut counts = [0; 5];
         visits(&options, 6).iter().filter(|v| v.t > 0).for_each(|v| counts[v.t - 1] += 1);
-        assert!(counts.iter().all(|&c| (c as i32 - 800).abs() < 5 * 26), "{counts:?}");
+        assert!(counts.iter().all(|&c| (c - 800i32).abs() < 5 * 26), "{counts:?}");
     }
 
     #[test]

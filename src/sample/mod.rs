@@ -6,7 +6,7 @@ mod sampler;
 use thiserror::Error;
 
 pub use labels::LabelChoice;
-pub use sampler::{SampleOptions, Sampler};
+pub use sampler::{OnStep, SampleOptions, Sampler};
 
 use crate::backend::BackendError;
 use crate::diffusion::DiffusionError;

@@ -32,6 +32,9 @@ pub struct SampleOptions {
     pub batch: usize,
 }
 
+/// Called after each step with its number and a function that fetches the images so far, `[N, C, H, W]`.
+pub type OnStep<'a> = dyn FnMut(usize, &dyn Fn() -> Vec<f32>) + 'a;
+
 /// A compiled sampling loop for batches of one size.
 pub struct Sampler {
     config: UNetConfig,
@@ -113,11 +116,7 @@ impl Sampler {
     ///
     /// # Errors
     /// [`SampleError`]; samples that are not finite are an error.
-    pub fn run(
-        &mut self,
-        indices: Range<usize>,
-        on_step: &mut dyn FnMut(usize, &dyn Fn() -> Vec<f32>),
-    ) -> Result<Vec<f32>, SampleError> {
+    pub fn run(&mut self, indices: Range<usize>, on_step: &mut OnStep<'_>) -> Result<Vec<f32>, SampleError> {
         let count = indices.len();
         if count > self.batch.n || indices.end > u32::MAX as usize {
             return Err(SampleError::Count(format!(

@@ -285,7 +285,7 @@ impl UNetConfig {
     /// [`ConfigError::Invalid`] with the next size that would do.
     pub fn check_size(&self, h: usize, w: usize) -> Result<(), ConfigError> {
         let factor = 1usize.checked_shl(self.block_out_channels.len() as u32 - 1).unwrap_or(usize::MAX);
-        if h == 0 || w == 0 || h % factor != 0 || w % factor != 0 {
+        if h == 0 || w == 0 || !h.is_multiple_of(factor) || !w.is_multiple_of(factor) {
             return Err(ConfigError::Invalid {
                 key: "sample_size",
                 detail: format!(

@@ -95,7 +95,13 @@ pub(super) fn forward(
     workspace: &mut [f64],
 ) {
     let cut = Cut::new(shape);
-    let image = |(n, (((x, y), stats), workspace)): (usize, (((&[f32], &mut [f32]), &mut [f32]), &mut [f64]))| {
+    let images =
+        t.x.par_chunks(cut.image())
+            .zip(y.par_chunks_mut(cut.image()))
+            .zip(statistics.par_chunks_mut(2 * norm.groups))
+            .zip(workspace.par_chunks_mut(cut.workspace()))
+            .enumerate();
+    for_each(!cut.by_slice, images, |(n, (((x, y), stats), workspace))| {
         let (sums, map) = cut.split(workspace);
         let slices = x.par_chunks(cut.slice()).zip(sums.par_chunks_mut(2 * cut.channels));
         for_each(cut.by_slice, slices, |(x, sums)| {
@@ -107,15 +113,7 @@ pub(super) fn forward(
         let map = &*map;
         let slices = x.par_chunks(cut.slice()).zip(y.par_chunks_mut(cut.slice()));
         for_each(cut.by_slice, slices, |(x, y)| apply(x, map, norm.silu, y));
-    };
-    let images = t
-        .x
-        .par_chunks(cut.image())
-        .zip(y.par_chunks_mut(cut.image()))
-        .zip(statistics.par_chunks_mut(2 * norm.groups))
-        .zip(workspace.par_chunks_mut(cut.workspace()))
-        .enumerate();
-    for_each(!cut.by_slice, images, image);
+    });
 }
 
 /// In parallel, or in order on this thread.
@@ -210,7 +208,15 @@ pub(super) struct Gradients<'a> {
 pub(super) fn backward(norm: &GroupNorm, shape: Shape, t: Backward, out: Gradients, workspace: &mut [f64]) {
     let cut = Cut::new(shape);
     let c = cut.channels;
-    let image = |(n, (((x, dy), dx), workspace)): (usize, (((&[f32], &[f32]), &mut [f32]), &mut [f64]))| {
+    let images = t
+        .forward
+        .x
+        .par_chunks(cut.image())
+        .zip(t.dy.par_chunks(cut.image()))
+        .zip(out.dx.par_chunks_mut(cut.image()))
+        .zip(workspace.par_chunks_mut(cut.workspace()))
+        .enumerate();
+    for_each(!cut.by_slice, images, |(n, (((x, dy), dx), workspace))| {
         let (sums, map) = cut.split(workspace);
         output_map(norm, cut, &t, n, map);
         let slices = x
@@ -227,16 +233,7 @@ pub(super) fn backward(norm: &GroupNorm, shape: Shape, t: Backward, out: Gradien
         let map = &*map;
         let slices = x.par_chunks(cut.slice()).zip(dx.par_chunks_mut(cut.slice()));
         for_each(cut.by_slice, slices, |(x, dx)| at_input(x, map, dx));
-    };
-    let images = t
-        .forward
-        .x
-        .par_chunks(cut.image())
-        .zip(t.dy.par_chunks(cut.image()))
-        .zip(out.dx.par_chunks_mut(cut.image()))
-        .zip(workspace.par_chunks_mut(cut.workspace()))
-        .enumerate();
-    for_each(!cut.by_slice, images, image);
+    });
 
     out.dgamma.fill(0.0);
     out.dbeta.fill(0.0);
