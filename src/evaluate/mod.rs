@@ -146,7 +146,12 @@ pub fn evaluate(
         bound.x0_mse /= count;
         bound.eps_mse /= count;
     }
-    Ok(bounds)
+    match bounds.iter().position(|b| !b.total().is_finite()) {
+        None => Ok(bounds),
+        Some(image) => Err(EvaluateError::Mismatch(format!(
+            "the bound of image {image} is not finite: the model's variance or its output overflows"
+        ))),
+    }
 }
 
 fn check(model: &ModelFolder, data: &dyn Dataset, options: &EvaluateOptions) -> Result<(), EvaluateError> {
