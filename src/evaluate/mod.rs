@@ -1,8 +1,8 @@
 //! The variational bound of a model on data, in bits per dimension.
 //!
 //! For every image: L_T and L_0 exactly, and the sum of L_1 .. L_{T-1} from `strata` timesteps, one drawn uniformly from
-//! each of that many equal parts of 1..T and weighted with the part's size. That is unbiased, and exact when there are as
-//! many parts as timesteps.
+//! each of that many parts of 1..T and weighted with the part's size. That is unbiased, and exact when there are as many
+//! parts as timesteps. Parts grow with t, since the terms of small t are the large ones.
 
 use std::ops::Range;
 
@@ -206,17 +206,30 @@ impl Noised {
 fn visits(options: &EvaluateOptions, timesteps: usize) -> Vec<Visit> {
     let inner = timesteps - 1;
     let strata = options.strata.unwrap_or(inner).min(inner);
-    let stratum = |k: usize| -> Range<usize> { 1 + k * inner / strata..1 + (k + 1) * inner / strata };
+    let strata = partition(inner, strata);
+    let strata = &strata;
     (0..options.images)
         .flat_map(|image| {
             // The step 0xffff_ffff belongs to no timestep, so these draws are apart from the noise.
             let draw = Sequence::new(options.seed, Stream::BoundNoise, image as u32, u32::MAX);
             let first = Visit { image, t: 0, weight: 1.0 };
-            std::iter::once(first).chain((0..strata).map(move |k| {
-                let range = stratum(k);
+            std::iter::once(first).chain(strata.iter().enumerate().map(move |(k, range)| {
                 let t = range.start + draw.below(k, range.len() as u32) as usize;
                 Visit { image, t, weight: range.len() as f64 }
             }))
+        })
+        .collect()
+}
+
+/// Cuts `1..=inner` into `parts` parts whose bounds rise with the cube of their number, each at least one long.
+fn partition(inner: usize, parts: usize) -> Vec<Range<usize>> {
+    let mut begin = 1;
+    (1..=parts)
+        .map(|k| {
+            let cube = 1 + (inner as f64 * (k as f64 / parts as f64).powi(3)).round() as usize;
+            let range = begin..cube.max(begin + 1);
+            begin = range.end;
+            range
         })
         .collect()
 }
