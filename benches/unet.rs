@@ -15,19 +15,7 @@ use warpdiff::diffusion::{
 use warpdiff::graph::{AdamW, DType, Graph, GroupNorm, Op, ParamId, Plan};
 use warpdiff::program::{Batch, ForwardProgram, TrainingInputs, TrainingOptions, TrainingProgram};
 use warpdiff::rng::{Sequence, Stream};
-use warpdiff::unet::{UNetConfig, initial_weights};
-
-/// The network of `google/ddpm-cifar10-32`.
-const DDPM_CIFAR10: &str = r#"{"_class_name": "UNet2DModel", "sample_size": 32, "in_channels": 3, "out_channels": 3,
-    "block_out_channels": [128, 256, 256, 256], "layers_per_block": 2,
-    "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"],
-    "up_block_types": ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
-    "norm_eps": 1e-6, "attention_head_dim": null, "downsample_padding": 0, "flip_sin_to_cos": false, "freq_shift": 1}"#;
-
-/// The network of `bench unet --preset digits-small`.
-const DIGITS_SMALL: &str = r#"{"_class_name": "UNet2DModel", "sample_size": 8, "in_channels": 1, "out_channels": 1,
-    "block_out_channels": [32, 64], "layers_per_block": 1,
-    "down_block_types": ["DownBlock2D", "AttnDownBlock2D"], "up_block_types": ["AttnUpBlock2D", "UpBlock2D"]}"#;
+use warpdiff::unet::{UNetConfig, initial_weights, presets};
 
 /// Random numbers, so that no kernel runs on zeros.
 fn noise(len: usize, seed: u64) -> Vec<f32> {
@@ -36,10 +24,9 @@ fn noise(len: usize, seed: u64) -> Vec<f32> {
     x
 }
 
-fn network(json: &str, n: usize) -> (UNetConfig, Batch) {
-    let config = UNetConfig::from_json(json).expect("the configuration is valid");
+fn batch(config: &UNetConfig, n: usize) -> Batch {
     let (h, w) = config.height_width().expect("the configuration has a size");
-    (config, Batch { n, h, w })
+    Batch { n, h, w }
 }
 
 fn with_weights(plan: Plan) -> Box<dyn Executable> {
@@ -52,12 +39,12 @@ fn with_weights(plan: Plan) -> Box<dyn Executable> {
 }
 
 fn forward(c: &mut Criterion) {
-    for (name, json, n, samples) in [
-        ("digits-small/1", DIGITS_SMALL, 1, 50),
-        ("digits-small/16", DIGITS_SMALL, 16, 50),
-        ("ddpm-cifar10-32/1", DDPM_CIFAR10, 1, 10),
+    for (name, config, n, samples) in [
+        ("digits-small/1", presets::digits_small(), 1, 50),
+        ("digits-small/16", presets::digits_small(), 16, 50),
+        ("ddpm-cifar10-32/1", presets::ddpm_cifar10_32(), 1, 10),
     ] {
-        let (config, batch) = network(json, n);
+        let batch = batch(&config, n);
         let program = ForwardProgram::new(&config, batch, false).expect("the configuration makes a network");
         let mut exe = with_weights(program.plan);
         exe.write_f32(program.x, &noise(batch.numel(config.in_channels), 3)).expect("lengths agree");
@@ -70,7 +57,8 @@ fn forward(c: &mut Criterion) {
 
 /// Noising, forward, loss, backward, clipping, AdamW and EMA.
 fn training_step(c: &mut Criterion) {
-    let (config, batch) = network(DIGITS_SMALL, 64);
+    let config = presets::digits_small();
+    let batch = batch(&config, 64);
     let objective = TrainingObjective::new(
         Schedule::new(&BetaConfig::linear(1000)).expect("the schedule is valid"),
         PredictionType::Epsilon,

@@ -1,8 +1,8 @@
-//! Networks that are known by name.
+//! `--preset`.
 
 use clap::ValueEnum;
 
-use crate::unet::{DownBlock, SampleSize, UNetConfig, UpBlock};
+use crate::unet::{UNetConfig, presets};
 
 /// A network known by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -12,7 +12,8 @@ pub(super) enum Preset {
     DdpmCifar10,
     /// 0.7 M parameters for 8x8 images: trains in minutes on two cores.
     DigitsSmall,
-    /// 5 M parameters for images of 16 to 64 pixels: a first model on a CPU.
+    /// A few million parameters for images of 16 to 64 pixels: a first model on a CPU.
+    #[value(name = "small-32")]
     Small32,
 }
 
@@ -25,37 +26,9 @@ impl Preset {
     /// The network's configuration.
     pub fn config(self) -> UNetConfig {
         match self {
-            Preset::DdpmCifar10 => UNetConfig {
-                sample_size: Some(SampleSize::Side(32)),
-                block_out_channels: vec![128, 256, 256, 256],
-                down_block_types: vec![DownBlock::Plain, DownBlock::Attention, DownBlock::Plain, DownBlock::Plain],
-                up_block_types: vec![UpBlock::Plain, UpBlock::Plain, UpBlock::Attention, UpBlock::Plain],
-                norm_eps: 1e-6,
-                attention_head_dim: None,
-                downsample_padding: 0,
-                flip_sin_to_cos: false,
-                freq_shift: 1.0,
-                ..UNetConfig::default()
-            },
-            Preset::Small32 => UNetConfig {
-                sample_size: Some(SampleSize::Side(32)),
-                block_out_channels: vec![64, 96, 128],
-                layers_per_block: 1,
-                down_block_types: vec![DownBlock::Plain, DownBlock::Plain, DownBlock::Attention],
-                up_block_types: vec![UpBlock::Attention, UpBlock::Plain, UpBlock::Plain],
-                attention_head_dim: Some(32),
-                ..UNetConfig::default()
-            },
-            Preset::DigitsSmall => UNetConfig {
-                sample_size: Some(SampleSize::Side(8)),
-                in_channels: 1,
-                out_channels: 1,
-                block_out_channels: vec![32, 64],
-                layers_per_block: 1,
-                down_block_types: vec![DownBlock::Plain, DownBlock::Attention],
-                up_block_types: vec![UpBlock::Attention, UpBlock::Plain],
-                ..UNetConfig::default()
-            },
+            Preset::DdpmCifar10 => presets::ddpm_cifar10_32(),
+            Preset::DigitsSmall => presets::digits_small(),
+            Preset::Small32 => presets::small_32(),
         }
     }
 }

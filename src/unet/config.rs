@@ -197,8 +197,9 @@ impl UNetConfig {
         check_class(&map)?;
         strip_old_prefixes(&mut map);
         check_enums(&map)?;
+        let default = serde_json::to_value(Self { null_class: Some(0), ..Self::default() })?;
+        check_keys(&map, &default)?;
         // An absent key takes its default, and so does a null one whose default is not null.
-        let default = serde_json::to_value(Self::default())?;
         map.retain(|key, value| !value.is_null() || default.get(key).is_none_or(|d| d.is_null() || nullable(key)));
         let config: Self = serde_json::from_value(Value::Object(map))?;
         config.validate()?;
@@ -331,6 +332,19 @@ impl UNetConfig {
 
 fn unsupported(key: &str, value: &Value, supported: &'static str) -> ConfigError {
     ConfigError::Unsupported { key: key.into(), value: value.to_string(), supported }
+}
+
+/// Refuses keys that nobody knows: what they ask for would be left undone without a word.
+fn check_keys(map: &Map<String, Value>, known: &Value) -> Result<(), ConfigError> {
+    // Diffusers reads it for learned time embeddings alone, which are refused by their own key.
+    let harmless = |key: &str| key.starts_with('_') || key == "num_train_timesteps";
+    let unset = |value: &Value| value.is_null() || *value == Value::Bool(false);
+    match map.iter().find(|(key, value)| known.get(key).is_none() && !harmless(key) && !unset(value)) {
+        None => Ok(()),
+        Some((key, value)) => {
+            Err(unsupported(key, value, "the keys of UNet2DModel; remove it if the network does without"))
+        }
+    }
 }
 
 fn check_class(map: &Map<String, Value>) -> Result<(), ConfigError> {

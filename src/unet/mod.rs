@@ -4,6 +4,7 @@ mod blocks;
 mod builder;
 mod config;
 mod init;
+pub mod presets;
 
 use thiserror::Error;
 
