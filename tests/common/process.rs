@@ -46,6 +46,8 @@ impl Run {
         assert_eq!(self.code, code, "{}{}", self.stdout, self.stderr);
         assert!(!self.stderr.contains("panicked"), "{}", self.stderr);
         assert!(self.stderr.contains("error: "), "{}", self.stderr);
+        let pieces: Vec<&str> = self.stderr.split(": ").map(str::trim).filter(|p| p.len() > 20).collect();
+        assert!(!pieces.iter().enumerate().any(|(i, p)| pieces[..i].contains(p)), "said twice: {}", self.stderr);
         for word in words {
             assert!(self.stderr.contains(word), "no {word:?} in: {}", self.stderr);
         }
