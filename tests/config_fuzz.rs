@@ -2,21 +2,26 @@
 
 mod common;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
 use common::memory::{Counting, peak_bytes};
 use common::models::{oblong, scheduler, tiny, wide};
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 use warpdiff::backend::{Backend, cpu::Cpu};
-use warpdiff::diffusion::SchedulerConfig;
-use warpdiff::program::{Batch, ForwardProgram};
-use warpdiff::unet::UNetConfig;
+use warpdiff::diffusion::{
+    LossWeighting, Objective, PredictionType, Schedule, SchedulerConfig, TrainingObjective, VarianceType,
+};
+use warpdiff::program::{Batch, ForwardProgram, TrainingInputs, TrainingOptions, TrainingProgram};
+use warpdiff::unet::{DownBlock, SampleSize, UNetConfig, UpBlock};
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
 /// What reading a configuration and planning its network may hold. A schedule of the most timesteps that are accepted
 /// takes less, and so does a graph of the most layers.
-const LIMIT: usize = 256 << 20;
+const LIMIT: usize = 64 << 20;
 
 fn value() -> impl Strategy<Value = Value> {
     let number = prop_oneof![
@@ -92,20 +97,47 @@ fn schedules() -> Vec<String> {
     [Ddpm, Ddim, DpmSolverPp].map(|kind| scheduler(&tiny(), 50).with_sampler(kind).to_json()).into()
 }
 
+static PLANNED: AtomicUsize = AtomicUsize::new(0);
+static RUN: AtomicUsize = AtomicUsize::new(0);
+static TRAINED: AtomicUsize = AtomicUsize::new(0);
+static SAMPLED: AtomicUsize = AtomicUsize::new(0);
+static MOST: AtomicUsize = AtomicUsize::new(0);
+
+fn check_peak(peak: usize, text: &str) {
+    MOST.fetch_max(peak, Relaxed);
+    assert!(peak < LIMIT, "{} MiB for {text}", peak >> 20);
+}
+
 /// Reads a configuration; plans and, where it is small, runs what was accepted.
 fn try_network(text: &str) {
     let ((), peak) = peak_bytes(|| {
         let Ok(config) = UNetConfig::from_json(text) else { return };
         let (h, w) = config.height_width().unwrap_or((8, 8));
         let Ok(program) = ForwardProgram::new(&config, Batch { n: 1, h, w }, true) else { return };
+        PLANNED.fetch_add(1, Relaxed);
         let plan = program.plan;
         if plan.total_bytes() < 16 << 20 && plan.graph().nodes().len() < 600 {
             let mut exe = Cpu::new(Some(1)).unwrap().compile(plan).unwrap();
             exe.run().unwrap();
+            RUN.fetch_add(1, Relaxed);
         }
         assert_eq!(UNetConfig::from_json(&config.to_json()).unwrap(), config);
+        try_training(&config, Batch { n: 1, h, w });
     });
-    assert!(peak < LIMIT, "{} MiB for {text}", peak >> 20);
+    check_peak(peak, text);
+}
+
+/// The backward pass, where the network has one.
+fn try_training(config: &UNetConfig, batch: Batch) {
+    let schedule = Schedule::new(&scheduler(config, 8).betas).unwrap();
+    let (epsilon, fixed) = (PredictionType::Epsilon, VarianceType::FixedSmall);
+    let objective = TrainingObjective::new(schedule, epsilon, fixed, Objective::Simple, LossWeighting::None, 256);
+    let options = TrainingOptions { objective: Arc::new(objective), optimizer: None, inputs: TrainingInputs::Drawn };
+    let Ok(program) = TrainingProgram::new(config, batch, &options) else { return };
+    if program.plan.total_bytes() < 16 << 20 && program.plan.graph().nodes().len() < 1500 {
+        Cpu::new(Some(1)).unwrap().compile(program.plan).unwrap().run().unwrap();
+        TRAINED.fetch_add(1, Relaxed);
+    }
 }
 
 fn try_schedule(text: &str) {
@@ -113,10 +145,11 @@ fn try_schedule(text: &str) {
         let Ok(config) = SchedulerConfig::from_json(text) else { return };
         for steps in [1, 3] {
             // A sampler may not fit its schedule; that is an error, not a panic.
-            let _ = warpdiff::diffusion::StepTable::build(&config, steps, 0.0);
+            let table = warpdiff::diffusion::StepTable::build(&config, steps, 0.0);
+            SAMPLED.fetch_add(usize::from(table.is_ok()), Relaxed);
         }
     });
-    assert!(peak < LIMIT, "{} MiB for {text}", peak >> 20);
+    check_peak(peak, text);
 }
 
 /// One test, since the memory that is counted is of the whole process.
@@ -134,13 +167,13 @@ fn configurations_from_anywhere() {
     accepted += schedules().iter().filter(|text| SchedulerConfig::from_json(text).is_ok()).count();
     assert_eq!(accepted, 7);
 
-    run(1500)
+    run(6000)
         .run(&edited(networks()), |json| {
             try_network(&json.to_string());
             Ok(())
         })
         .unwrap();
-    run(3000)
+    run(6000)
         .run(&edited(schedules()), |json| {
             try_schedule(&json.to_string());
             Ok(())
@@ -175,6 +208,12 @@ fn configurations_from_anywhere() {
             Ok(())
         })
         .unwrap();
+    let [planned, ran, trained, sampled, most] = [&PLANNED, &RUN, &TRAINED, &SAMPLED, &MOST].map(|n| n.load(Relaxed));
+    println!(
+        "{planned} networks planned, {ran} run, {trained} trained, {sampled} samplers built, at most {} MiB",
+        most >> 20
+    );
+    assert!(planned > 1000 && ran > 500 && trained > 300 && sampled > 1000, "{planned} {ran} {trained} {sampled}");
 }
 
 /// One key at a time, all others as they are: huge values are refused by name, before anything is planned.
@@ -199,6 +238,30 @@ fn huge_values_are_refused_by_name() {
     json["block_out_channels"] = json!([1u64 << 40, 32]);
     let error = UNetConfig::from_json(&json.to_string()).unwrap_err().to_string();
     assert!(error.contains("block_out_channels"), "{error}");
+    // The most operations and the widest layers that are accepted are still planned without taking that memory.
+    let levels = 12;
+    let config = UNetConfig {
+        sample_size: Some(SampleSize::Side(8192)),
+        in_channels: 4096,
+        out_channels: 4096,
+        block_out_channels: vec![1 << 14; levels],
+        layers_per_block: 64,
+        down_block_types: vec![DownBlock::Attention; levels],
+        up_block_types: vec![UpBlock::Attention; levels],
+        time_embedding_dim: Some(1 << 16),
+        num_class_embeds: Some(1 << 24),
+        ..wide()
+    };
+    let begin = std::time::Instant::now();
+    let batch = Batch { n: 1, h: 8192, w: 8192 };
+    let (program, peak) = peak_bytes(|| ForwardProgram::new(&config, batch, false));
+    println!(
+        "{} operations, {} MiB, {:?}",
+        program.as_ref().unwrap().plan.graph().nodes().len(),
+        peak >> 20,
+        begin.elapsed()
+    );
+    assert!(program.is_ok() && peak < LIMIT, "{} MiB", peak >> 20);
     let config = UNetConfig { block_out_channels: vec![1 << 14; 2], ..wide() };
     assert!(ForwardProgram::new(&config, Batch { n: usize::MAX, h: 16, w: 16 }, false).is_err());
 }
