@@ -32,7 +32,9 @@ mod tests {
         let nchw: Vec<u32> = (0..60).collect();
         let nhwc = nchw_to_nhwc(&nchw, shape);
         // Element (n 1, c 2, h 0, w 3) of both.
-        assert_eq!(nhwc[((1 * 2) * 5 + 3) * 3 + 2], nchw[((1 * 3 + 2) * 2) * 5 + 3]);
+        let at =
+            |sizes: [usize; 4], index: [usize; 4]| sizes.iter().zip(index).fold(0, |sum, (size, i)| sum * size + i);
+        assert_eq!(nhwc[at([2, 2, 5, 3], [1, 0, 3, 2])], nchw[at(shape, [1, 2, 0, 3])]);
         assert_eq!(nhwc_to_nchw(&nhwc, shape), nchw);
     }
 }

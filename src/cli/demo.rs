@@ -43,6 +43,8 @@ pub(super) struct Args {
 
 /// Samples of the pictures: ten of each digit.
 const SAMPLES: usize = 100;
+/// Samples of the animation.
+const ANIMATED: usize = 40;
 /// Images and timesteps of the bound; enough for two digits.
 const EVALUATED: (usize, usize) = (256, 32);
 
@@ -139,12 +141,15 @@ fn pictures(args: &Args, model: &ModelFolder, names: &[String], backend: &dyn Ba
         sample::frames(&mut sampler, SAMPLES, &mut |step, count| progress.at(((step + 1) * count) as u64, ""))?;
     let seconds = begin.elapsed().as_secs_f64();
     progress.finish();
-    let draw =
-        |name: &str, frame: &[f32]| sample::grid(&args.out.join(name), frame, &sampler, labels.as_deref(), Some(names));
+    let [c, h, w] = sampler.image_shape();
+    let draw = |name: &str, frame: &[f32], count: usize| {
+        let (images, labels) = (&frame[..count * c * h * w], labels.as_deref().map(|l| &l[..count]));
+        sample::grid(&args.out.join(name), images, &sampler, labels, Some(names), Some(names.len()))
+    };
     if let Some(last) = frames.last() {
-        draw("samples.png", last)?.write_png(&args.out.join("samples.png"))?;
+        draw("samples.png", last, SAMPLES)?.write_png(&args.out.join("samples.png"))?;
     }
-    let canvases = frames.iter().map(|f| draw("denoising.gif", f)).collect::<Result<Vec<_>>>()?;
+    let canvases = frames.iter().map(|f| draw("denoising.gif", f, ANIMATED)).collect::<Result<Vec<_>>>()?;
     write_gif(&args.out.join("denoising.gif"), canvases, Timing::default())?;
     Ok(seconds)
 }

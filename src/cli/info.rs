@@ -1,6 +1,6 @@
 //! `warpdiff info`: what this machine and a model offer.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -48,7 +48,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn describe(path: &PathBuf, json: bool) -> Result<serde_json::Value> {
+fn describe(path: &Path, json: bool) -> Result<serde_json::Value> {
     let model = ModelFolder::open(path)?;
     let (h, w) = model.config.height_width().unwrap_or((32, 32));
     let program = ForwardProgram::new(&model.config, Batch { n: 1, h, w }, false)?;

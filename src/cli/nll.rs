@@ -28,7 +28,7 @@ pub(super) struct Args {
     /// Images to evaluate, the first ones; all of them by default.
     #[arg(long)]
     num: Option<usize>,
-    /// Timesteps per image, drawn from as many equal parts of 1..T; all of them by default.
+    /// Timesteps per image, drawn from as many parts of 1..T; all of them by default, which is exact.
     #[arg(long)]
     timesteps: Option<usize>,
     /// Network evaluations at once.
@@ -82,9 +82,12 @@ impl Summary {
     /// The decomposition, one term a line.
     pub fn print(&self) {
         println!("bits/dim  {:.4} +- {:.4} ({} images)", self.bits_per_dim, self.standard_error, self.images);
-        println!("  L_T             {:.6}  how far x_T is from the prior", self.l_t);
-        println!("  L_1..L_(T-1)    {:.6}  rate", self.l_diffusion);
-        println!("  L_0             {:.6}  distortion ({:.6} with the tanh approximation)", self.l_0, self.l_0_tanh);
+        println!("  L_T             {:<10.3e} how far x_T is from the prior", self.l_t);
+        println!("  L_1..L_(T-1)    {:<10.4} rate", self.l_diffusion);
+        println!(
+            "  L_0             {:<10.3e} distortion ({:.3e} with the tanh approximation)",
+            self.l_0, self.l_0_tanh
+        );
         println!("mean squared error: eps {:.6}, x_0 {:.6}", self.eps_mse, self.x0_mse);
     }
 }

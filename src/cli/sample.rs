@@ -16,7 +16,7 @@ use crate::io::grid::{GridStyle, draw_grid};
 use crate::io::sink::{OutputKind, SampleShape, open_sink};
 use crate::io::{Canvas, ImageBatch};
 use crate::model::ModelFolder;
-use crate::sample::{LabelChoice, SampleOptions, Sampler};
+use crate::sample::{LabelChoice, SampleError, SampleOptions, Sampler};
 use crate::train::TrainingState;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -110,7 +110,7 @@ pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
         OutputKind::Grid => {
             let (images, labels) = draw_all(args, &mut sampler, quiet)?;
             let Some(images) = images else { return Ok(ExitCode::from(interrupt::INTERRUPTED)) };
-            grid(&args.out, &images, &sampler, labels.as_deref(), names.as_deref())?.write_png(&args.out)?;
+            grid(&args.out, &images, &sampler, labels.as_deref(), names.as_deref(), None)?.write_png(&args.out)?;
             true
         }
         OutputKind::Npz | OutputKind::Tensors | OutputKind::Folder => stream(args, &mut sampler, quiet)?,
@@ -165,12 +165,22 @@ fn draw_batch(sampler: &mut Sampler, first: usize, count: usize, progress: &mut 
     let done = first as u64 * steps;
     let images = sampler.run(first..first + count, &mut |step, _| {
         progress.at(done + (step as u64 + 1) * count as u64, "");
-    })?;
-    Ok(Some(images))
+        !interrupt::asked()
+    });
+    unless_stopped(images)
 }
 
 fn progress(args: &Args, sampler: &Sampler, quiet: bool) -> Progress {
     Progress::new("sampling", "evals", 0, (args.num * sampler.steps()) as u64, quiet || args.json)
+}
+
+/// `None` for a run that was asked to stop.
+fn unless_stopped<T>(result: Result<T, SampleError>) -> Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(SampleError::Stopped) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// All samples in memory, with their labels; no images if somebody asked to stop.
@@ -206,13 +216,14 @@ fn stream(args: &Args, sampler: &mut Sampler, quiet: bool) -> Result<bool> {
     Ok(true)
 }
 
-/// A grid of samples with the names of their classes.
+/// A grid of samples with the names of their classes; nearly square unless `columns` says otherwise.
 pub(super) fn grid(
     path: &Path,
     images: &[f32],
     sampler: &Sampler,
     labels: Option<&[u32]>,
     names: Option<&[String]>,
+    columns: Option<usize>,
 ) -> Result<Canvas> {
     let [c, h, w] = sampler.image_shape();
     let name = |&label: &u32| {
@@ -220,7 +231,12 @@ pub(super) fn grid(
         known.cloned().unwrap_or_else(|| label.to_string())
     };
     let text: Option<Vec<String>> = labels.map(|l| l.iter().map(name).collect());
-    Ok(draw_grid(path, ImageBatch::new(images, c, h, w), text.as_deref(), GridStyle::default())?)
+    Ok(draw_grid(
+        path,
+        ImageBatch::new(images, c, h, w),
+        text.as_deref(),
+        GridStyle { columns, ..GridStyle::default() },
+    )?)
 }
 
 /// At most this many frames: enough to see, few enough to load.
@@ -229,13 +245,11 @@ const FRAMES: usize = 50;
 fn animate(args: &Args, sampler: &mut Sampler, names: Option<&[String]>, quiet: bool) -> Result<bool> {
     let mut progress = progress(args, sampler, quiet);
     let labels = sampler.labels(0..args.num)?;
-    let frames = frames(sampler, args.num, &mut |step, count| progress.at(((step + 1) * count) as u64, ""))?;
+    let frames = frames(sampler, args.num, &mut |step, count| progress.at(((step + 1) * count) as u64, ""));
     progress.finish();
-    if interrupt::asked() {
-        return Ok(false);
-    }
-    let canvases =
-        frames.iter().map(|f| grid(&args.out, f, sampler, labels.as_deref(), names)).collect::<Result<Vec<_>>>()?;
+    let Some(frames) = unless_stopped(frames)? else { return Ok(false) };
+    let draw = |f: &Vec<f32>| grid(&args.out, f, sampler, labels.as_deref(), names, None);
+    let canvases = frames.iter().map(draw).collect::<Result<Vec<_>>>()?;
     write_gif(&args.out, canvases, Timing::default())?;
     Ok(true)
 }
@@ -245,7 +259,7 @@ pub(super) fn frames(
     sampler: &mut Sampler,
     count: usize,
     on_step: &mut dyn FnMut(usize, usize),
-) -> Result<Vec<Vec<f32>>> {
+) -> Result<Vec<Vec<f32>>, SampleError> {
     let steps = sampler.steps();
     let every = steps.div_ceil(FRAMES);
     let mut frames = Vec::new();
@@ -254,6 +268,7 @@ pub(super) fn frames(
             frames.push(images());
         }
         on_step(step, count);
+        !interrupt::asked()
     })?;
     frames.push(last);
     Ok(frames)

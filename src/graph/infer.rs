@@ -159,7 +159,7 @@ impl Check<'_> {
             Op::GroupNorm(n) => {
                 self.count(3 + usize::from(n.modulated))?;
                 let x = self.shape(0);
-                self.require(n.groups > 0 && x.channels() % n.groups == 0, || {
+                self.require(n.groups > 0 && x.channels().is_multiple_of(n.groups), || {
                     format!("{} channels do not divide into {} groups", x.channels(), n.groups)
                 })?;
                 self.expect(1, "gamma", [x.channels()].into())?;

@@ -96,7 +96,7 @@ pub(super) fn group_norm_grad(n: &GroupNorm, t: &[Tensor]) -> Vec<Vec<f64>> {
     let mut dmodulation = vec![0.0; batch * 2 * c];
     let mut sums = vec![[0.0; 2]; batch * n.groups];
     let mut dnormalised = vec![0.0; x.data.len()];
-    for i in 0..x.data.len() {
+    for (i, dn) in dnormalised.iter_mut().enumerate() {
         let e = Element::new(n, x, affine, &stats, i);
         let z = e.gain * e.normalised + e.offset;
         let dz = if n.silu { dy.data[i] * silu_slope(z) } else { dy.data[i] };
@@ -107,16 +107,18 @@ pub(super) fn group_norm_grad(n: &GroupNorm, t: &[Tensor]) -> Vec<Vec<f64>> {
             dmodulation[e.sample * 2 * c + e.channel] += dz * (gamma * e.normalised + beta);
             dmodulation[e.sample * 2 * c + c + e.channel] += dz;
         }
-        dnormalised[i] = dz * e.gain;
+        *dn = dz * e.gain;
         let sum = &mut sums[e.sample * n.groups + e.group];
-        sum[0] += dnormalised[i];
-        sum[1] += dnormalised[i] * e.normalised;
+        sum[0] += *dn;
+        sum[1] += *dn * e.normalised;
     }
-    let dx = (0..x.data.len())
-        .map(|i| {
+    let dx = dnormalised
+        .iter()
+        .enumerate()
+        .map(|(i, d)| {
             let e = Element::new(n, x, affine, &stats, i);
             let [s0, s1] = sums[e.sample * n.groups + e.group];
-            e.inv_std * (dnormalised[i] - s0 / members - e.normalised * s1 / members)
+            e.inv_std * (d - s0 / members - e.normalised * s1 / members)
         })
         .collect();
     let mut out = vec![dx, dgamma, dbeta];

@@ -6,7 +6,7 @@ mod sampler;
 use thiserror::Error;
 
 pub use labels::LabelChoice;
-pub use sampler::{SampleOptions, Sampler};
+pub use sampler::{OnStep, SampleOptions, Sampler};
 
 use crate::backend::BackendError;
 use crate::diffusion::DiffusionError;
@@ -45,6 +45,9 @@ pub enum SampleError {
     /// Numbers of samples that cannot be drawn.
     #[error("{0}")]
     Count(String),
+    /// The caller's `on_step` asked to stop.
+    #[error("stopped before the last step")]
+    Stopped,
     /// The network produced something that is not an image.
     #[error("sample {sample} is not finite after step {step}; the weights or the guidance scale are too large")]
     NotFinite {

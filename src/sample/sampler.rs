@@ -32,6 +32,10 @@ pub struct SampleOptions {
     pub batch: usize,
 }
 
+/// Called after each step with its number and a function that fetches the images so far, `[N, C, H, W]`; returns whether to
+/// go on.
+pub type OnStep<'a> = dyn FnMut(usize, &dyn Fn() -> Vec<f32>) -> bool + 'a;
+
 /// A compiled sampling loop for batches of one size.
 pub struct Sampler {
     config: UNetConfig,
@@ -112,12 +116,8 @@ impl Sampler {
     /// `on_step` is called after each step with its number and a function that fetches the images so far.
     ///
     /// # Errors
-    /// [`SampleError`]; samples that are not finite are an error.
-    pub fn run(
-        &mut self,
-        indices: Range<usize>,
-        on_step: &mut dyn FnMut(usize, &dyn Fn() -> Vec<f32>),
-    ) -> Result<Vec<f32>, SampleError> {
+    /// [`SampleError`]; samples that are not finite are an error, and so is being stopped by `on_step`.
+    pub fn run(&mut self, indices: Range<usize>, on_step: &mut OnStep<'_>) -> Result<Vec<f32>, SampleError> {
         let count = indices.len();
         if count > self.batch.n || indices.end > u32::MAX as usize {
             return Err(SampleError::Count(format!(
@@ -130,7 +130,9 @@ impl Sampler {
         self.start(&filled)?;
         for step in 0..self.steps() {
             self.exe.run()?;
-            on_step(step, &|| self.images(count));
+            if !on_step(step, &|| self.images(count)) {
+                return Err(SampleError::Stopped);
+            }
         }
         let images = self.images(count);
         if let Some(at) = images.iter().position(|v| !v.is_finite()) {

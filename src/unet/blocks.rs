@@ -166,7 +166,7 @@ impl<'a> Builder<'a> {
     pub fn attention(&mut self, name: &str, x: ValueId, a: Attention) -> Result<ValueId, ConfigError> {
         let c = self.graph.shape(x).channels();
         let width = self.config.attention_head_dim.unwrap_or(c);
-        if width == 0 || c % width != 0 {
+        if width == 0 || !c.is_multiple_of(width) {
             return Err(ConfigError::Invalid {
                 key: "attention_head_dim",
                 detail: format!("{c} channels of {name} do not divide into heads of {width}"),
@@ -174,7 +174,7 @@ impl<'a> Builder<'a> {
         }
         let mut h = x;
         if let Some(groups) = a.groups {
-            if groups == 0 || c % groups != 0 {
+            if groups == 0 || !c.is_multiple_of(groups) {
                 return Err(ConfigError::Invalid {
                     key: "attn_norm_num_groups",
                     detail: format!("{c} channels do not divide into {groups} groups"),

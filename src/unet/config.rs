@@ -314,7 +314,7 @@ impl UNetConfig {
                 detail: format!("{h}x{w} images are larger than {MAX_SIDE}x{MAX_SIDE}"),
             });
         }
-        if h == 0 || w == 0 || h % factor != 0 || w % factor != 0 {
+        if h == 0 || w == 0 || !h.is_multiple_of(factor) || !w.is_multiple_of(factor) {
             return Err(ConfigError::Invalid {
                 key: "sample_size",
                 detail: format!(

@@ -62,7 +62,7 @@ pub(super) fn activations(case: &Case, check: Check, backend: &dyn Backend) -> R
         }
         compared += 1;
         let error = relative_error(&read(exe.as_ref(), *value), &case.tensor(&golden)?.1);
-        if !(error <= tolerance) {
+        if error.is_nan() || error > tolerance {
             return Ok(Measured::new(error, tolerance, format!("{name} is the first layer that differs")));
         }
         worst = worst.worse(Measured::new(error, tolerance, name));

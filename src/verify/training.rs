@@ -211,7 +211,7 @@ fn compare_weights(
             let golden = case.tensor(&format!("{prefix}{}", part.name))?.1;
             let moved: Vec<f64> =
                 spec.export(k, &data).iter().zip(&golden).map(|(a, g)| (f64::from(*a) - g).abs() / lr).collect();
-            let off = moved.iter().filter(|d| !(**d <= 0.05)).count();
+            let off = moved.iter().filter(|d| d.is_nan() || **d > 0.05).count();
             fractions.push(off as f64 / moved.len() as f64);
             let worst = moved.iter().fold(0.0, |m: f64, d| if d.is_nan() { f64::INFINITY } else { m.max(*d) });
             let place = format!("{store:?} of {}, in learning rates", part.name);

@@ -112,7 +112,7 @@ impl CpuExecutable {
             let db = (!db.is_empty()).then_some(db);
             return conv::wgrad(shape, x, dy, dw, db, workspace);
         };
-        let extra = extra_spans(&node.op, |i| value(i));
+        let extra = extra_spans(&node.op, value);
         let ([x, w, bias, per_image, residual], [y]) =
             self.memory.split([value(0), value(1), extra[0], extra[1], extra[2]], [out(0)]);
         let (packed, workspace) = match &self.packed {

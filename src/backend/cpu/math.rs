@@ -5,7 +5,7 @@
 /// The argument is split as `n ln 2 + r` with |r| <= ln 2 / 2, e^r is a polynomial, 2^n is put into the exponent.
 #[inline(always)]
 pub(super) fn exp(x: f32) -> f32 {
-    const LN_2_HIGH: f32 = 0.693_359_375;
+    const LN_2_HIGH: f32 = 0.693_359_4;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
     let x = x.clamp(-87.3, 88.3);
     // Adding and subtracting 1.5 * 2^23 rounds to the nearest integer.
