@@ -142,6 +142,23 @@ fn requests_that_make_no_sense() {
     assert_eq!(fs::read(place.path("theirs/thesis.tex")).unwrap(), b"precious");
 }
 
+#[test]
+fn bounds_that_cannot_be_evaluated() {
+    let place = Place::new();
+    let (model, wide) = (place.model("model", &unconditional()), place.model("wide", &wide()));
+    let refused = |words: &[&str], args: &[&str]| {
+        warpdiff(&[&["nll"], args].concat()).expect_error(1, words);
+    };
+    refused(&["0 timesteps", "at least one"], &[&model, "digits", "--num", "1", "--timesteps", "0"]);
+    refused(&["1797"], &[&model, "digits", "--num", "1798"]);
+    refused(&["smaller batch"], &[&model, "digits", "--num", "1", "--batch", "1000000000000000000"]);
+    refused(&["channels", "1", "3"], &[&wide, "digits", "--num", "1"]);
+    refused(
+        &["image 3", "label 3", "3 classes"],
+        &[&place.model("few", &tiny()), "digits", "--num", "20", "--timesteps", "1"],
+    );
+}
+
 /// `train digits` with a tiny network.
 fn train<'a>(config: &'a str, out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     let base = ["train", "digits", "--config", config, "--batch", "4", "--timesteps", "8", "--quiet", "--out", out];
@@ -248,6 +265,25 @@ fn an_interrupted_run_goes_on() {
     let more = (stopped + 1).to_string();
     warpdiff(&["train", "digits", "--out", &out, "--resume", "--steps", &more]).expect_success();
     assert_eq!(steps(), stopped + 1);
+}
+
+#[test]
+fn interrupted_samples_leave_nothing() {
+    let place = Place::new();
+    let model = place.model("model", &wide());
+    let before = place.entries();
+    for name in ["a.npz", "a.safetensors", "folder"] {
+        let out = place.arg(name);
+        let args = ["sample", &model, "--num", "1000000", "--batch", "16", "--quiet", "--out", &out];
+        let child = command(&args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+        let output = child.wait_with_output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(130), "{name}: {text}");
+        assert!(text.contains("nothing was written"), "{text}");
+        assert_eq!(place.entries(), before, "{name}");
+    }
 }
 
 /// A file system of 1 MiB, unmounted when dropped.
