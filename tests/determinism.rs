@@ -39,7 +39,7 @@ fn draw(
     };
     let mut sampler = Sampler::new(model, options, on).unwrap();
     let ranges = (0..count).step_by(batch).map(|first| first..count.min(first + batch));
-    ranges.flat_map(|range| sampler.run(range, &mut |_, _| {}).unwrap()).collect()
+    ranges.flat_map(|range| sampler.run(range, &mut |_, _| true).unwrap()).collect()
 }
 
 fn open(config: &UNetConfig) -> (tempfile::TempDir, ModelFolder) {
@@ -195,7 +195,7 @@ fn a_sampler_that_ran_before_draws_the_same_images() {
     for kind in SAMPLERS {
         for backend in [&Cpu::new(Some(2)).unwrap() as &dyn Backend, &Reference] {
             let mut sampler = Sampler::new(&model, options(kind), backend).unwrap();
-            let mut run = |range| bits(&sampler.run(range, &mut |_, _| {}).unwrap());
+            let mut run = |range| bits(&sampler.run(range, &mut |_, _| true).unwrap());
             let first = run(0..3);
             assert_ne!(first, run(3..6));
             assert_eq!(first, run(0..3), "{kind} on {}", backend.name());
