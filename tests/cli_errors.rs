@@ -55,6 +55,10 @@ fn networks_that_cannot_be_built() {
     refused(&["sample_size", "9x9", "multiples of 2"], |m| set(m, file, "sample_size", 9.into()));
     refused(&[file, "down_block_types", "2", "levels"], |m| set(m, file, "block_out_channels", vec![8].into()));
     refused(&[file, "line"], |m| fs::write(m.join(file), "{\"in_channels\": 1,").unwrap());
+    refused(&[file, "null_class", "0", "last"], |m| {
+        set(m, file, "num_class_embeds", 4.into());
+        set(m, file, "null_class", 0.into());
+    });
     refused(&["config.json", "unet/config.json"], |m| fs::remove_file(m.join(file)).unwrap());
 }
 

@@ -289,12 +289,10 @@ impl UNetConfig {
             );
         }
         if let Some(null) = self.null_class
-            && null >= self.num_class_embeds.unwrap_or(0)
+            && self.num_class_embeds.and_then(|rows| rows.checked_sub(1)) != Some(null)
         {
-            return invalid(
-                "null_class",
-                format!("{null} is not below num_class_embeds = {:?}", self.num_class_embeds),
-            );
+            let rows = self.num_class_embeds.unwrap_or(0);
+            return invalid("null_class", format!("{null} is not the last of num_class_embeds = {rows} rows"));
         }
         if let Some((h, w)) = self.height_width() {
             self.check_size(h, w)?;
