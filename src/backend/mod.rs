@@ -19,6 +19,12 @@ pub enum BackendError {
         /// Elements of the slice.
         actual: usize,
     },
+    /// The memory is not there.
+    #[error("{} MiB of memory for one buffer are not there; take a smaller batch, image or network", bytes >> 20)]
+    Memory {
+        /// Size that was asked for.
+        bytes: usize,
+    },
     /// The device is not there or cannot be used.
     #[error("device {device} is not available: {reason}")]
     Unavailable {

@@ -77,6 +77,9 @@ pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
     if args.num == 0 {
         bail!("--num 0: ask for at least one sample");
     }
+    if u32::try_from(args.num).is_err() {
+        bail!("--num {}: samples are numbered with 32 bits; ask for at most {}", args.num, u32::MAX);
+    }
     let drawn = matches!(kind, OutputKind::Grid | OutputKind::Animation);
     if drawn && args.num > MAX_DRAWN {
         bail!("{} samples do not fit one picture; use .npz or a folder for more than {MAX_DRAWN}", args.num);

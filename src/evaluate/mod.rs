@@ -158,6 +158,9 @@ fn check(model: &ModelFolder, data: &dyn Dataset, options: &EvaluateOptions) -> 
     if options.images == 0 || options.images > data.len() {
         return mismatch(format!("{} images of {} cannot be evaluated", options.images, data.len()));
     }
+    if options.strata == Some(0) {
+        return mismatch("0 timesteps leave out L_1 to L_(T-1); ask for at least one".into());
+    }
     if config.class_embed_type.is_some() {
         return mismatch("the model is conditioned on numbers or vectors, not on classes".into());
     }
@@ -165,12 +168,15 @@ fn check(model: &ModelFolder, data: &dyn Dataset, options: &EvaluateOptions) -> 
 }
 
 fn label(model: &ModelFolder, n: &Noised) -> Result<u32, EvaluateError> {
-    let rows = model.config.num_class_embeds.unwrap_or_default();
+    // Without the null class: data have no images of it.
+    let classes = model.config.classes().unwrap_or_default();
     match n.label {
-        Some(label) if (label as usize) < rows => Ok(label),
-        Some(label) => {
-            Err(EvaluateError::Mismatch(format!("label {label} of image {} is not below {rows}", n.visit.image)))
-        }
+        Some(label) if (label as usize) < classes => Ok(label),
+        Some(label) => Err(EvaluateError::Mismatch(format!(
+            "image {} has the label {label}, the model knows {classes} classes, counted from 0; evaluate it on the data \
+                 it was trained on",
+            n.visit.image
+        ))),
         None => Err(EvaluateError::Mismatch("the model is class-conditional, the data have no labels".into())),
     }
 }

@@ -225,3 +225,35 @@ pub fn find_overlap(plan: &Plan) -> Option<(ValueId, ValueId)> {
             .map(|(b, ..)| (*a, *b))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::Op;
+
+    #[test]
+    fn a_planted_overlap_is_found() {
+        let mut graph = Graph::new();
+        let x = graph.input("x", [1, 4], DType::Act);
+        let a = graph.apply(Op::Silu, &[x]).unwrap();
+        let b = graph.apply(Op::Silu, &[a]).unwrap();
+        let c = graph.apply(Op::Silu, &[b]).unwrap();
+        let d = graph.apply(Op::Add, &[a, c]).unwrap();
+        graph.keep(d);
+        let plan = Plan::new(graph);
+        assert_eq!(find_overlap(&plan), None);
+        let planted = |moved: ValueId, onto: ValueId, by: usize| {
+            let mut broken = plan.clone();
+            let place = broken.places[onto.index()].unwrap();
+            broken.places[moved.index()] = Some(Place { offset: place.offset + by, ..place });
+            find_overlap(&broken)
+        };
+        // `a` lives until `d` is made, so neither `b` nor `c` may touch it, not even in its last bytes.
+        assert_eq!(planted(b, a, 0), Some((b, a)));
+        assert_eq!(planted(c, a, 12), Some((c, a)));
+        // An operation's operands live while its results are written.
+        assert_eq!(planted(d, c, 0), Some((d, c)));
+        // `b` is read for the last time before `d` is made.
+        assert_eq!(planted(d, b, 0), None);
+    }
+}

@@ -25,7 +25,7 @@ impl NpzSink {
     /// [`FileError::Os`].
     pub fn create(path: &Path, shape: SampleShape) -> Result<Self, FileError> {
         let ledger = Ledger::new(path, shape);
-        let mut archive = ZipWriter::new(ArchiveFile { file: AtomicFile::create(path)?, failed: false });
+        let mut archive = ZipWriter::new(ArchiveFile { file: AtomicFile::create(path)?, failed: false, position: 0 });
         let SampleShape { count, height, width, channels, .. } = shape;
         start_array(&mut archive, "arr_0.npy", "|u1", &[count, height, width, channels])
             .map_err(FileError::os("write", path))?;
@@ -41,6 +41,8 @@ impl NpzSink {
 struct ArchiveFile {
     file: AtomicFile,
     failed: bool,
+    /// Kept up while pretending, too: the archive computes sizes from it.
+    position: u64,
 }
 
 impl ArchiveFile {
@@ -56,7 +58,9 @@ impl ArchiveFile {
 
 impl Write for ArchiveFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.guard(bytes.len(), |file| file.write(bytes))
+        let written = self.guard(bytes.len(), |file| file.write(bytes))?;
+        self.position += written as u64;
+        Ok(written)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -66,7 +70,12 @@ impl Write for ArchiveFile {
 
 impl Seek for ArchiveFile {
     fn seek(&mut self, position: SeekFrom) -> io::Result<u64> {
-        self.guard(0, |file| file.seek(position))
+        let pretended = match position {
+            SeekFrom::Start(at) => at,
+            SeekFrom::Current(by) | SeekFrom::End(by) => self.position.saturating_add_signed(by),
+        };
+        self.position = self.guard(pretended, |file| file.seek(position))?;
+        Ok(self.position)
     }
 }
 

@@ -47,14 +47,25 @@ pub struct UNetOutputs {
     pub taps: Vec<(String, ValueId)>,
 }
 
+/// Elements of one layer: more fit no machine, and far from overflowing a size in bytes.
+const MAX_ACTIVATIONS: usize = 1 << 44;
+
 /// Appends the network to a graph.
 ///
 /// # Errors
 /// [`ConfigError`] if the configuration and the inputs do not fit together.
 pub fn build(graph: &mut Graph, config: &UNetConfig, inputs: UNetInputs) -> Result<UNetOutputs, ConfigError> {
     config.validate()?;
-    let (h, w) = graph.shape(inputs.x).height_width();
+    let (n, (h, w)) = (graph.shape(inputs.x).batch(), graph.shape(inputs.x).height_width());
     config.check_size(h, w)?;
+    // The widest activations are the three projections of attention and two levels side by side.
+    let widest = 4 * config.block_out_channels.iter().copied().max().unwrap_or(1);
+    if n.checked_mul(h * w * widest).is_none_or(|elements| elements > MAX_ACTIVATIONS) {
+        return Err(ConfigError::Invalid {
+            key: "sample_size",
+            detail: format!("{n} images of {h}x{w} at once are too many for this network; take a smaller batch"),
+        });
+    }
     let network = Network { taps: Vec::new(), b: Builder::new(graph, config, inputs.dropout)?, config };
     network.forward(inputs)
 }

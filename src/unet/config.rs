@@ -184,6 +184,16 @@ impl Default for UNetConfig {
     }
 }
 
+/// Limits far beyond every published network. They keep sizes of tensors from overflowing and plans from growing without
+/// bound before anything else can refuse a damaged configuration.
+const MAX_LEVELS: usize = 16;
+const MAX_LAYERS: usize = 64;
+const MAX_IMAGE_CHANNELS: usize = 4096;
+const MAX_WIDTH: usize = 1 << 14;
+const MAX_EMBEDDING: usize = 1 << 16;
+const MAX_CLASSES: usize = 1 << 24;
+const MAX_SIDE: usize = 1 << 13;
+
 const BLOCKS: &str = "DownBlock2D, AttnDownBlock2D, ResnetDownsampleBlock2D / \
                       UpBlock2D, AttnUpBlock2D, ResnetUpsampleBlock2D";
 
@@ -226,6 +236,9 @@ impl UNetConfig {
         if levels == 0 {
             return invalid("block_out_channels", "is empty; give one width per level".into());
         }
+        if levels > MAX_LEVELS {
+            return invalid("block_out_channels", format!("has {levels} levels, at most {MAX_LEVELS} make sense"));
+        }
         for (key, len) in
             [("down_block_types", self.down_block_types.len()), ("up_block_types", self.up_block_types.len())]
         {
@@ -233,18 +246,23 @@ impl UNetConfig {
                 return invalid(key, format!("has {len} blocks, block_out_channels has {levels} levels"));
             }
         }
-        for (key, value) in [
-            ("in_channels", self.in_channels),
-            ("out_channels", self.out_channels),
-            ("layers_per_block", self.layers_per_block),
+        for (key, value, max) in [
+            ("in_channels", self.in_channels, MAX_IMAGE_CHANNELS),
+            ("out_channels", self.out_channels, MAX_IMAGE_CHANNELS),
+            ("layers_per_block", self.layers_per_block, MAX_LAYERS),
+            ("time_embedding_dim", self.time_embedding_dim.unwrap_or(1), MAX_EMBEDDING),
+            ("num_class_embeds", self.num_class_embeds.unwrap_or(1), MAX_CLASSES),
         ] {
-            if value == 0 || value > 4096 {
-                return invalid(key, format!("{value} is not in 1..=4096"));
+            if value == 0 || value > max {
+                return invalid(key, format!("{value} is not in 1..={max}"));
             }
         }
         let groups = self.groups()?;
         for &c in &self.block_out_channels {
-            if c == 0 || c > 65_536 || c % groups != 0 {
+            if c == 0 || c > MAX_WIDTH {
+                return invalid("block_out_channels", format!("{c} is not in 1..={MAX_WIDTH}"));
+            }
+            if c % groups != 0 {
                 return invalid(
                     "block_out_channels",
                     format!("{c} channels do not divide into norm_num_groups = {groups} groups"),
@@ -263,16 +281,19 @@ impl UNetConfig {
         if self.downsample_padding > 1 {
             return invalid("downsample_padding", format!("{} is neither 0 nor 1", self.downsample_padding));
         }
-        if self.num_class_embeds == Some(0) {
-            return invalid("num_class_embeds", "is 0; leave it out for a model without classes".into());
+        // The frequencies are 10000^(-i / (half - freq_shift)).
+        let half = self.block_out_channels[0] / 2;
+        if self.time_embedding_type == TimeEmbeddingType::Positional && half > 0 && self.freq_shift == half as f64 {
+            return invalid(
+                "freq_shift",
+                format!("{half} leaves no frequency of the {half} there are; 0 or 1 is usual"),
+            );
         }
         if let Some(null) = self.null_class
-            && null >= self.num_class_embeds.unwrap_or(0)
+            && self.num_class_embeds.and_then(|rows| rows.checked_sub(1)) != Some(null)
         {
-            return invalid(
-                "null_class",
-                format!("{null} is not below num_class_embeds = {:?}", self.num_class_embeds),
-            );
+            let rows = self.num_class_embeds.unwrap_or(0);
+            return invalid("null_class", format!("{null} is not the last of num_class_embeds = {rows} rows"));
         }
         if let Some((h, w)) = self.height_width() {
             self.check_size(h, w)?;
@@ -286,6 +307,12 @@ impl UNetConfig {
     /// [`ConfigError::Invalid`] with the next size that would do.
     pub fn check_size(&self, h: usize, w: usize) -> Result<(), ConfigError> {
         let factor = 1usize.checked_shl(self.block_out_channels.len() as u32 - 1).unwrap_or(usize::MAX);
+        if h.max(w) > MAX_SIDE {
+            return Err(ConfigError::Invalid {
+                key: "sample_size",
+                detail: format!("{h}x{w} images are larger than {MAX_SIDE}x{MAX_SIDE}"),
+            });
+        }
         if h == 0 || w == 0 || !h.is_multiple_of(factor) || !w.is_multiple_of(factor) {
             return Err(ConfigError::Invalid {
                 key: "sample_size",

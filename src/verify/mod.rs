@@ -138,6 +138,10 @@ fn report(case: &Case, check: case::Check, backend: &dyn Backend) -> CheckReport
         reason: String::new(),
     };
     match outcome {
+        // A ratio to 0 compares with nothing, so such a check could never fail.
+        Ok(m) if m.tolerance.is_nan() || m.tolerance <= 0.0 => {
+            CheckReport { reason: format!("the tolerance {} is not a positive number", m.tolerance), ..base }
+        }
         Ok(m) if m.error <= m.tolerance => {
             CheckReport { status: Status::Pass, error: Some(m.error), tolerance: Some(m.tolerance), ..base }
         }

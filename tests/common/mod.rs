@@ -1,6 +1,10 @@
 //! Single-operation graphs at odd shapes, shared by the tests of every backend.
 #![allow(dead_code)] // Each test binary uses a part.
 
+pub mod memory;
+pub mod models;
+pub mod process;
+
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use warpdiff::backend::{Backend, Executable};

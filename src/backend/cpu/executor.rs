@@ -31,7 +31,7 @@ enum Packed {
 }
 
 impl CpuExecutable {
-    pub fn new(plan: Plan, pool: Arc<rayon::ThreadPool>) -> Self {
+    pub fn new(plan: Plan, pool: Arc<rayon::ThreadPool>) -> Result<Self, BackendError> {
         let graph = plan.graph();
         let layers: Vec<Option<Layer>> = graph.nodes().iter().map(|n| Layer::of(graph, n)).collect();
         let trains = plan.region_bytes(Region::Grads) > 0;
@@ -48,7 +48,7 @@ impl CpuExecutable {
                     start
                 })
                 .collect();
-            Packed::Kept { storage: Buffer::zeroed(end), at, valid: false }
+            Packed::Kept { storage: Buffer::zeroed(end)?, at, valid: false }
         };
         let threads = pool.current_num_threads();
         let need = |(node, layer): (&Node, &Option<Layer>)| match layer {
@@ -57,16 +57,16 @@ impl CpuExecutable {
         };
         let workspace = graph.nodes().iter().zip(&layers).map(need).max().unwrap_or(0);
         let moment = if optimises { plan.region_bytes(Region::Params) / 4 } else { 0 };
-        Self {
-            memory: Memory::new(&plan),
+        Ok(Self {
+            memory: Memory::new(&plan)?,
             spans: spans(&plan),
-            moments: [0; 3].map(|_| Buffer::zeroed(moment)),
-            workspace: Buffer::zeroed(workspace),
+            moments: [Buffer::zeroed(moment)?, Buffer::zeroed(moment)?, Buffer::zeroed(moment)?],
+            workspace: Buffer::zeroed(workspace)?,
             packed,
             layers,
             pool,
             plan: Arc::new(plan),
-        }
+        })
     }
 
     fn span(&self, value: ValueId) -> Span {

@@ -1,5 +1,8 @@
 //! The memory of a plan on the CPU, and disjoint views into it.
 
+use std::alloc::{Layout, alloc_zeroed};
+
+use crate::backend::BackendError;
 use crate::graph::{DType, Place, Plan, Region, ValueId};
 
 const REGIONS: [Region; 4] = [Region::Persistent, Region::Params, Region::Grads, Region::Arena];
@@ -13,8 +16,21 @@ struct Line([f32; 16]);
 pub(super) struct Buffer(Vec<Line>);
 
 impl Buffer {
-    pub fn zeroed(len: usize) -> Self {
-        Self(vec![Line([0.0; 16]); len.div_ceil(16)])
+    /// Asks the allocator directly: `vec!` would end the process where the memory is not there.
+    pub fn zeroed(len: usize) -> Result<Self, BackendError> {
+        let lines = len.div_ceil(16);
+        if lines == 0 {
+            return Ok(Self(Vec::new()));
+        }
+        let missing = || BackendError::Memory { bytes: lines.saturating_mul(size_of::<Line>()) };
+        let layout = Layout::array::<Line>(lines).map_err(|_| missing())?;
+        // SAFETY: the layout's size is not 0.
+        let pointer = unsafe { alloc_zeroed(layout) };
+        if pointer.is_null() {
+            return Err(missing());
+        }
+        // SAFETY: the global allocator gave the memory for this many lines, and zeros are valid lines.
+        Ok(Self(unsafe { Vec::from_raw_parts(pointer.cast(), lines, lines) }))
     }
 
     pub fn slice(&self) -> &[f32] {
@@ -78,12 +94,13 @@ pub(super) struct Memory {
 impl Memory {
     /// Allocates what the plan asks for. In debug builds the arena starts as NaN, so that a value that is read before
     /// it is written shows.
-    pub fn new(plan: &Plan) -> Self {
-        let mut memory = Self { regions: REGIONS.map(|r| Buffer::zeroed(plan.region_bytes(r) / 4)) };
+    pub fn new(plan: &Plan) -> Result<Self, BackendError> {
+        let [persistent, params, grads, arena] = REGIONS.map(|r| Buffer::zeroed(plan.region_bytes(r) / 4));
+        let mut memory = Self { regions: [persistent?, params?, grads?, arena?] };
         if cfg!(debug_assertions) {
             memory.regions[3].slice_mut().fill(f32::NAN);
         }
-        memory
+        Ok(memory)
     }
 
     pub fn bytes(&self) -> usize {
@@ -159,11 +176,20 @@ mod tests {
     }
 
     fn memory(len: usize) -> Memory {
-        let mut m = Memory { regions: [Buffer::zeroed(len), Buffer::zeroed(0), Buffer::zeroed(0), Buffer::zeroed(0)] };
+        let mut m = Memory { regions: [len, 0, 0, 0].map(|len| Buffer::zeroed(len).unwrap()) };
         for (i, v) in m.regions[0].slice_mut().iter_mut().enumerate() {
             *v = i as f32;
         }
         m
+    }
+
+    #[test]
+    fn memory_that_is_not_there_is_an_error() {
+        for len in [usize::MAX, usize::MAX / 8, 1 << 58] {
+            assert!(matches!(Buffer::zeroed(len), Err(BackendError::Memory { .. })), "{len}");
+        }
+        assert_eq!(Buffer::zeroed(0).unwrap().slice(), [0.0f32; 0]);
+        assert_eq!(Buffer::zeroed(17).unwrap().slice(), [0.0; 32]);
     }
 
     #[test]

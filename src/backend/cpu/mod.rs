@@ -61,6 +61,6 @@ impl Backend for Cpu {
     }
 
     fn compile(&self, plan: Plan) -> Result<Box<dyn Executable>, BackendError> {
-        Ok(Box::new(executor::CpuExecutable::new(plan, Arc::clone(&self.pool))))
+        Ok(Box::new(executor::CpuExecutable::new(plan, Arc::clone(&self.pool))?))
     }
 }

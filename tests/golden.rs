@@ -1,0 +1,142 @@
+//! The golden cases: every check passes on every backend, and a damaged model passes none.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use warpdiff::backend::{Backend, cpu::Cpu};
+use warpdiff::io::{HostTensor, TensorData, TensorFile, TensorView, safetensors_write};
+use warpdiff::reference::Reference;
+use warpdiff::verify::{CheckReport, Status, find_cases, verify_case};
+
+/// Checks of `tests/cases`.
+const CHECKS: usize = 88;
+
+fn cases() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases")
+}
+
+fn run_all(folder: &Path, backend: &dyn Backend) -> usize {
+    let cases = find_cases(folder).unwrap();
+    let reports: Vec<CheckReport> = cases.iter().flat_map(|case| verify_case(case, backend).unwrap()).collect();
+    let failed: Vec<&CheckReport> = reports.iter().filter(|r| r.status != Status::Pass).collect();
+    assert!(failed.is_empty(), "{}: {failed:#?}", backend.name());
+    reports.len()
+}
+
+#[test]
+fn every_check_passes_on_the_cpu() {
+    assert_eq!(run_all(&cases(), &Cpu::new(Some(2)).unwrap()), CHECKS);
+}
+
+#[test]
+fn every_check_passes_on_the_reference() {
+    assert_eq!(run_all(&cases(), &Reference), CHECKS);
+}
+
+#[test]
+fn every_check_of_the_named_folder_passes() {
+    match std::env::var_os("WARPDIFF_CASES") {
+        Some(folder) => println!("{} checks", run_all(Path::new(&folder), &Cpu::new(Some(2)).unwrap())),
+        None => println!("not run: WARPDIFF_CASES is not set"),
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        let target = to.join(path.file_name().unwrap());
+        if path.is_dir() { copy(&path, &target) } else { fs::write(&target, fs::read(&path).unwrap()).unwrap() }
+    }
+}
+
+/// Rewrites a safetensors file with one tensor changed.
+fn change(path: &Path, tensor: &str, f: impl Fn(&mut f32)) {
+    let file = TensorFile::open(path).unwrap();
+    let mut tensors: Vec<(String, HostTensor)> =
+        file.names().map(|name| (name.to_string(), file.get(name).unwrap())).collect();
+    let (_, changed) = tensors.iter_mut().find(|(name, _)| name == tensor).unwrap();
+    let TensorData::F32(data) = &mut changed.data else { panic!("{tensor} is not f32") };
+    data.iter_mut().for_each(f);
+    let views: Vec<(&str, TensorView)> = tensors.iter().map(|(name, t)| (name.as_str(), t.view())).collect();
+    safetensors_write::write(path, &views, &[]).unwrap();
+}
+
+fn damaged(case: &str, file: &str, tensor: &str, f: impl Fn(&mut f32)) -> Vec<CheckReport> {
+    let folder = tempfile::tempdir().unwrap();
+    copy(&cases().join(case), folder.path());
+    change(&folder.path().join(file), tensor, f);
+    verify_case(folder.path(), &Cpu::new(Some(1)).unwrap()).unwrap()
+}
+
+const WEIGHTS: &str = "model/diffusion_pytorch_model.safetensors";
+
+#[test]
+fn one_damaged_tensor_fails_every_check_of_the_model() {
+    for case in ["p01_plain_1x8x8", "p06_odd_nonsquare"] {
+        let reports = damaged(case, WEIGHTS, "conv_in.weight", |v| *v *= 1.01);
+        let mut model_checks = 0;
+        for r in &reports {
+            let needs_model = r.kind != "vlb";
+            model_checks += usize::from(needs_model);
+            let expected = if needs_model { Status::Fail } else { Status::Pass };
+            assert_eq!(r.status, expected, "{r:?}");
+            assert_eq!(r.reason.is_empty(), !needs_model, "{r:?}");
+        }
+        assert!(model_checks >= 9, "{case}: {model_checks}");
+    }
+}
+
+#[test]
+fn weights_that_are_not_finite_fail_every_check_of_the_model() {
+    for r in damaged("p01_plain_1x8x8", WEIGHTS, "conv_out.bias", |v| *v = f32::NAN) {
+        assert!(r.status == Status::Fail || r.kind == "vlb", "{r:?}");
+    }
+}
+
+/// Weights that are finite but overflow on the way, so that the compared values are NaN or infinite.
+#[test]
+fn results_that_are_not_finite_fail() {
+    for r in damaged("p01_plain_1x8x8", WEIGHTS, "conv_in.weight", |v| *v = if *v > 0.0 { 3e38 } else { -3e38 }) {
+        assert!(r.status == Status::Fail || r.kind == "vlb", "{r:?}");
+        assert!(!r.error.is_some_and(f64::is_nan), "{r:?}");
+    }
+}
+
+#[test]
+fn golden_values_that_are_not_finite_fail() {
+    let golden = "golden.safetensors";
+    let names: Vec<String> = TensorFile::open(&cases().join("p01_plain_1x8x8").join(golden))
+        .unwrap()
+        .names()
+        .filter(|n| n.ends_with(".x_0") || n.ends_with(".vb_exact") || n.ends_with(".betas"))
+        .map(String::from)
+        .collect();
+    assert!(names.len() >= 3, "{names:?}");
+    for tensor in names {
+        let reports = damaged("p01_plain_1x8x8", golden, &tensor, |v| *v = f32::NAN);
+        let failed: Vec<&CheckReport> = reports.iter().filter(|r| r.status == Status::Fail).collect();
+        assert_eq!(failed.len(), 1, "{tensor}: {failed:?}");
+        assert_eq!(failed[0].error, Some(f64::INFINITY), "{tensor}: {failed:?}");
+    }
+}
+
+/// A tolerance of 0 asks for equality; it must not switch the check off.
+#[test]
+fn a_tolerance_of_zero_passes_nothing_that_differs() {
+    let folder = tempfile::tempdir().unwrap();
+    copy(&cases().join("p01_plain_1x8x8"), folder.path());
+    let path = folder.path().join("case.json");
+    let mut case: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    for check in case["checks"].as_array_mut().unwrap() {
+        for key in ["tol_rel_fp32", "tol_loss_rel", "tol_worst_lr_units"] {
+            if check.get(key).is_some() {
+                check[key] = 0.0.into();
+            }
+        }
+    }
+    fs::write(&path, case.to_string()).unwrap();
+    for r in verify_case(folder.path(), &Cpu::new(Some(1)).unwrap()).unwrap() {
+        assert_eq!(r.status, Status::Fail, "{r:?}");
+    }
+}
