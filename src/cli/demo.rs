@@ -29,7 +29,7 @@ pub(super) struct Args {
     #[arg(long, default_value = "out/demo", value_name = "DIR")]
     out: PathBuf,
     /// Training steps.
-    #[arg(long, default_value_t = 3000)]
+    #[arg(long, default_value_t = 3000, value_parser = clap::value_parser!(u64).range(1..))]
     steps: u64,
     /// Seed of training and sampling.
     #[arg(long, default_value_t = 0)]

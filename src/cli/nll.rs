@@ -32,8 +32,8 @@ pub(super) struct Args {
     #[arg(long)]
     timesteps: Option<usize>,
     /// Network evaluations at once.
-    #[arg(long, default_value_t = 64)]
-    batch: usize,
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    batch: u32,
     /// Seed of noise and timesteps.
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -104,7 +104,7 @@ pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
     let options = EvaluateOptions {
         images: args.num.unwrap_or(data.len()),
         strata: args.timesteps,
-        batch: args.batch,
+        batch: args.batch as usize,
         seed: args.seed,
     };
     let mut progress = None;

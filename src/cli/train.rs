@@ -145,6 +145,10 @@ pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
     let size = args.network.size.map(|s| (s, s));
     let dataset: Arc<dyn Dataset> =
         Arc::from(data::open(&args.dataset, &OpenOptions { size, ..OpenOptions::default() })?);
+    let (h, w) = (dataset.height(), dataset.width());
+    if size.is_some_and(|s| s != (h, w)) {
+        bail!("--size: {} has {h}x{w} images; only image folders are resized", args.dataset);
+    }
     let mut trainer = if args.resume {
         let mut options = Checkpoint::open(&args.out)?.state.options;
         options.steps = args.optimizer.steps.unwrap_or(options.steps);

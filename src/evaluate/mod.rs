@@ -156,7 +156,12 @@ fn check(model: &ModelFolder, data: &dyn Dataset, options: &EvaluateOptions) -> 
         return mismatch(format!("the images have {} channels, the model {}", data.channels(), config.in_channels));
     }
     if options.images == 0 || options.images > data.len() {
-        return mismatch(format!("{} images of {} cannot be evaluated", options.images, data.len()));
+        return mismatch(format!(
+            "{} images of {} cannot be evaluated; ask for 1 to {}",
+            options.images,
+            data.len(),
+            data.len()
+        ));
     }
     if options.strata == Some(0) {
         return mismatch("0 timesteps leave out L_1 to L_(T-1); ask for at least one".into());
