@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::conv::{self, PackedConv, Pass};
+use super::conv::{self, PackedConv};
 use super::layers::{Layer, epilogue};
 use super::memory::{Buffer, Memory, Span, is_integer, spans};
 use super::{attention, norm, optimizer, pointwise, sampling, training};
@@ -124,8 +124,8 @@ impl CpuExecutable {
                 (PackedConv::pack(shape, pass, w, storage), rest)
             }
         };
-        match (&node.op, pass) {
-            (Op::Conv2d(_, e) | Op::Linear(e), _) => {
+        match &node.op {
+            Op::Conv2d(_, e) | Op::Linear(e) => {
                 conv::fprop(shape, x, &packed, &epilogue(e, bias, per_image, residual), y, workspace);
             }
             _ => {
@@ -133,7 +133,6 @@ impl CpuExecutable {
                 conv::dgrad(shape, x, &packed, residual, y, workspace);
             }
         }
-        debug_assert!(pass == Pass::Fprop || pass == Pass::Dgrad);
     }
 
     fn node(&mut self, index: usize, node: &Node) {
