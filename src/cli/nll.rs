@@ -32,8 +32,8 @@ pub(super) struct Args {
     #[arg(long)]
     timesteps: Option<usize>,
     /// Network evaluations at once.
-    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
-    batch: u32,
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..))]
+    batch: u64,
     /// Seed of noise and timesteps.
     #[arg(long, default_value_t = 0)]
     seed: u64,

@@ -29,8 +29,7 @@ impl ModelFolder {
     pub fn open(path: &Path) -> Result<Self, ModelError> {
         let path = locate(path);
         if !path.is_dir() {
-            let error = std::io::Error::from(std::io::ErrorKind::NotFound);
-            return Err(FileError::os("open the model folder", &path)(error).into());
+            return Err(ModelError::NoFolder { folder: path });
         }
         let (config, _) = read_config(&path)?;
         let (file, text) = read_first(&path, "scheduler_config.json", "scheduler/scheduler_config.json")?;

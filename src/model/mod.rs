@@ -21,6 +21,12 @@ pub enum ModelError {
     /// A file cannot be read or written.
     #[error(transparent)]
     File(#[from] FileError),
+    /// There is nothing of that name.
+    #[error("there is no folder {}; name a model folder, as `warpdiff train --out` or diffusers write one", folder.display())]
+    NoFolder {
+        /// The name that was given.
+        folder: PathBuf,
+    },
     /// A file that every model has is not there.
     #[error("{} is not a model folder: it has neither {first} nor {second}", folder.display())]
     NotAModel {
