@@ -1,5 +1,7 @@
 //! warpdiff trains and samples denoising diffusion models.
 #![warn(missing_docs)]
+// What a user can influence must end in an error; tests may panic.
+#![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used))]
 
 pub mod backend;
 pub mod cli;
