@@ -108,10 +108,12 @@ pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
     let done = match kind {
         OutputKind::Animation => animate(args, &mut sampler, names.as_deref(), quiet)?,
         OutputKind::Grid => {
-            let (images, labels) = draw_all(args, &mut sampler, quiet)?;
-            let Some(images) = images else { return Ok(ExitCode::from(interrupt::INTERRUPTED)) };
-            grid(&args.out, &images, &sampler, labels.as_deref(), names.as_deref(), None)?.write_png(&args.out)?;
-            true
+            let images = draw_all(args, &mut sampler, quiet)?;
+            if let Some(images) = &images {
+                let labels = sampler.labels(0..args.num)?;
+                grid(&args.out, images, &sampler, labels.as_deref(), names.as_deref(), None)?.write_png(&args.out)?;
+            }
+            images.is_some()
         }
         OutputKind::Npz | OutputKind::Tensors | OutputKind::Folder => stream(args, &mut sampler, quiet)?,
     };
@@ -183,19 +185,17 @@ fn unless_stopped<T>(result: Result<T, SampleError>) -> Result<Option<T>> {
     }
 }
 
-/// All samples in memory, with their labels; no images if somebody asked to stop.
-#[allow(clippy::type_complexity)]
-fn draw_all(args: &Args, sampler: &mut Sampler, quiet: bool) -> Result<(Option<Vec<f32>>, Option<Vec<u32>>)> {
-    let labels = sampler.labels(0..args.num)?;
+/// All samples in memory; `None` if somebody asked to stop.
+fn draw_all(args: &Args, sampler: &mut Sampler, quiet: bool) -> Result<Option<Vec<f32>>> {
     let mut progress = progress(args, sampler, quiet);
     let mut images = Vec::new();
     for first in (0..args.num).step_by(sampler.batch()) {
         let count = sampler.batch().min(args.num - first);
-        let Some(batch) = draw_batch(sampler, first, count, &mut progress)? else { return Ok((None, labels)) };
+        let Some(batch) = draw_batch(sampler, first, count, &mut progress)? else { return Ok(None) };
         images.extend(batch);
     }
     progress.finish();
-    Ok((Some(images), labels))
+    Ok(Some(images))
 }
 
 /// Batch by batch into a file or a folder; false if somebody asked to stop.

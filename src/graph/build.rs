@@ -4,10 +4,6 @@ use super::op::{ConvGeometry, Epilogue, GroupNorm};
 use super::{Graph, GraphError, Op, ValueId};
 
 impl Graph {
-    fn one(&mut self, op: Op, inputs: &[ValueId]) -> Result<ValueId, GraphError> {
-        Ok(self.push(op, inputs)?[0])
-    }
-
     /// A convolution with an optional bias.
     ///
     /// # Errors
@@ -20,7 +16,7 @@ impl Graph {
         geometry: ConvGeometry,
     ) -> Result<ValueId, GraphError> {
         let inputs: Vec<_> = [x, w].into_iter().chain(bias).collect();
-        self.one(Op::Conv2d(geometry, Epilogue::bias(bias.is_some())), &inputs)
+        self.apply(Op::Conv2d(geometry, Epilogue::bias(bias.is_some())), &inputs)
     }
 
     /// A linear layer over the channels, with an optional bias.
@@ -29,7 +25,7 @@ impl Graph {
     /// As [`Graph::push`].
     pub fn linear(&mut self, x: ValueId, w: ValueId, bias: Option<ValueId>) -> Result<ValueId, GraphError> {
         let inputs: Vec<_> = [x, w].into_iter().chain(bias).collect();
-        self.one(Op::Linear(Epilogue::bias(bias.is_some())), &inputs)
+        self.apply(Op::Linear(Epilogue::bias(bias.is_some())), &inputs)
     }
 
     /// Group normalisation, `scale_shift` as [`GroupNorm::modulated`] says.
@@ -47,7 +43,7 @@ impl Graph {
     ) -> Result<ValueId, GraphError> {
         let norm = GroupNorm { groups, eps, silu: false, modulated: scale_shift.is_some() };
         let inputs: Vec<_> = [x, gamma, beta].into_iter().chain(scale_shift).collect();
-        self.one(Op::GroupNorm(norm), &inputs)
+        self.apply(Op::GroupNorm(norm), &inputs)
     }
 
     /// SiLU.
@@ -55,7 +51,7 @@ impl Graph {
     /// # Errors
     /// As [`Graph::push`].
     pub fn silu(&mut self, x: ValueId) -> Result<ValueId, GraphError> {
-        self.one(Op::Silu, &[x])
+        self.apply(Op::Silu, &[x])
     }
 
     /// Elementwise sum.
@@ -63,7 +59,7 @@ impl Graph {
     /// # Errors
     /// As [`Graph::push`].
     pub fn add(&mut self, a: ValueId, b: ValueId) -> Result<ValueId, GraphError> {
-        self.one(Op::Add, &[a, b])
+        self.apply(Op::Add, &[a, b])
     }
 
     /// Multiplication by a constant.
@@ -71,7 +67,7 @@ impl Graph {
     /// # Errors
     /// As [`Graph::push`].
     pub fn scale(&mut self, x: ValueId, mul: f64) -> Result<ValueId, GraphError> {
-        self.one(Op::Affine { mul, add: 0.0 }, &[x])
+        self.apply(Op::Affine { mul, add: 0.0 }, &[x])
     }
 
     /// Any operation of which the first result is wanted.
@@ -79,6 +75,6 @@ impl Graph {
     /// # Errors
     /// As [`Graph::push`].
     pub fn apply(&mut self, op: Op, inputs: &[ValueId]) -> Result<ValueId, GraphError> {
-        self.one(op, inputs)
+        Ok(self.push(op, inputs)?[0])
     }
 }

@@ -1,4 +1,4 @@
-//! What an operation costs: floating-point operations and bytes, each tensor counted once.
+//! What an operation costs in floating-point operations.
 
 use super::{Graph, Node, Op};
 
@@ -33,11 +33,6 @@ fn attention(graph: &Graph, node: &Node, qkv: usize) -> u64 {
     let shape = graph.shape(node.inputs[qkv]);
     let (n, t, c) = (shape.batch(), shape.pixels(), shape.channels() / 3);
     2 * 2 * (n * t * t * c) as u64
-}
-
-/// Bytes that a node must move: every operand read once, every result written once.
-pub fn bytes(graph: &Graph, node: &Node) -> u64 {
-    node.inputs.iter().chain(&node.outputs).map(|&v| 4 * graph.shape(v).numel() as u64).sum()
 }
 
 /// Floating-point operations of the whole graph.

@@ -91,19 +91,6 @@ pub fn draw_grid(
     Ok(canvas)
 }
 
-/// Draws a grid and writes it as a PNG, atomically; see [`draw_grid`].
-///
-/// # Errors
-/// Those of [`draw_grid`] and [`Canvas::write_png`].
-pub fn write_grid(
-    path: &Path,
-    images: ImageBatch<'_>,
-    labels: Option<&[String]>,
-    style: GridStyle,
-) -> Result<(), FileError> {
-    draw_grid(path, images, labels, style)?.write_png(path)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -48,14 +48,6 @@ impl HostTensor {
         self.len() == 0
     }
 
-    /// The floats, if it is a float tensor.
-    pub fn as_f32(&self) -> Option<&[f32]> {
-        match &self.data {
-            TensorData::F32(data) => Some(data),
-            _ => None,
-        }
-    }
-
     /// The shape and elements, borrowed.
     pub fn view(&self) -> TensorView<'_> {
         TensorView {

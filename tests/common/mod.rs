@@ -5,11 +5,14 @@ pub mod memory;
 pub mod models;
 pub mod process;
 
+use std::sync::Arc;
+
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use warpdiff::backend::{Backend, Executable};
+use warpdiff::diffusion::{SamplerKind, SchedulerConfig, StepTable, VarianceType};
 use warpdiff::graph::autodiff::backward;
-use warpdiff::graph::op::{ConvGeometry, Epilogue, GroupNorm, Op, TimeEmbedding};
+use warpdiff::graph::op::{ConvGeometry, Epilogue, GroupNorm, NoiseSource, Op, SamplerStep, TimeEmbedding};
 use warpdiff::graph::{DType, Graph, Plan, Source, ValueId};
 
 /// Integer operands have fixed values, the others are random.
@@ -125,9 +128,29 @@ pub fn forward_only() -> Vec<Case> {
         case("fourier", Op::FourierEmbedding, vec![Operand::Positive(vec![3]), random(&[7])]),
         case("slice", Op::Slice { start: 2, len: 3 }, vec![random(&[2, 3, 2, 7])]),
         case("sum pixels", Op::SumPixels, vec![random(&[2, 5, 3, 7])]),
+        sampler_step(None),
+        sampler_step(Some(2.5)),
         case("repeat batch", Op::RepeatBatch, vec![random(&[3, 2, 2, 5])]),
     ]);
     cases
+}
+
+/// One step of DDPM with a learned variance, outside a loop: x is not a state, so the step must not work in place.
+fn sampler_step(guidance: Option<f64>) -> Case {
+    let scheduler =
+        SchedulerConfig { variance_type: VarianceType::LearnedRange, ..SchedulerConfig::new(SamplerKind::Ddpm) };
+    let table = Arc::new(StepTable::build(&scheduler, 10, 0.0).unwrap());
+    let evaluations = if guidance.is_some() { 4 } else { 2 };
+    let operands = vec![
+        random(&[2, 3, 5, 3]),
+        random(&[evaluations, 3, 5, 6]),
+        random(&[2, 3, 5, 3]),
+        Operand::Integers(vec![4]),
+        Operand::Integers(vec![7, 1_000_003]),
+        Operand::Integers(vec![11, 12]),
+    ];
+    let step = SamplerStep { table, guidance, noise: NoiseSource::Philox };
+    case(format!("sampler step, guidance {guidance:?}"), Op::SamplerStep(step), operands)
 }
 
 /// A graph of one operation, with the gradients of its floating-point operands where `gradients` is set.

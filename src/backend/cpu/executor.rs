@@ -191,7 +191,9 @@ impl CpuExecutable {
             Op::SamplerStep(s) => {
                 let z = if s.noise == NoiseSource::Given { inp(6) } else { Span::NONE };
                 let reads = [inp(0), inp(1), inp(2), inp(3), inp(4), inp(5), z];
-                let ([_, model, _, step, sample, key, z], [x, x0]) = self.memory.split(reads, [out(0), out(1)]);
+                let ([x_t, model, x0_prev, step, sample, key, z], [x, x0]) = self.memory.split(reads, [out(0), out(1)]);
+                start_from(x_t, x);
+                start_from(x0_prev, x0);
                 let operands = sampling::Operands {
                     model,
                     step: bytemuck::cast_slice(step)[0],
@@ -203,7 +205,8 @@ impl CpuExecutable {
                 sampling::step(s, channels, operands, x, x0, bytemuck::cast_slice_mut(workspace));
             }
             Op::Advance => {
-                let (_, [step]) = self.memory.split([inp(0)], [out(0)]);
+                let ([before], [step]) = self.memory.split([inp(0)], [out(0)]);
+                start_from(before, step);
                 bytemuck::cast_slice_mut::<f32, u32>(step)[0] += 1;
             }
             Op::GlobalNorm => {
@@ -244,6 +247,13 @@ fn extra_spans(op: &Op, value: impl Fn(usize) -> Span) -> [Span; 3] {
             })
         }
         _ => [Span::NONE, Span::NONE, value(2)],
+    }
+}
+
+/// Gives an operation that works in place its operand; an empty one lies there already.
+fn start_from(operand: &[f32], result: &mut [f32]) {
+    if !operand.is_empty() {
+        result.copy_from_slice(operand);
     }
 }
 

@@ -5,6 +5,7 @@ use std::alloc::{Layout, alloc_zeroed};
 use crate::backend::BackendError;
 use crate::graph::{DType, Place, Plan, Region, ValueId};
 
+/// In the order of their discriminants, which index [`Memory`].
 const REGIONS: [Region; 4] = [Region::Persistent, Region::Params, Region::Grads, Region::Arena];
 
 /// One cache line; buffers made of it are aligned for every vector width.
@@ -78,11 +79,7 @@ impl Span {
 
 impl From<Place> for Span {
     fn from(place: Place) -> Self {
-        Self {
-            region: REGIONS.iter().position(|&r| r == place.region).unwrap_or_default(),
-            start: place.offset / 4,
-            len: place.len / 4,
-        }
+        Self { region: place.region as usize, start: place.offset / 4, len: place.len / 4 }
     }
 }
 
@@ -98,7 +95,7 @@ impl Memory {
         let [persistent, params, grads, arena] = REGIONS.map(|r| Buffer::zeroed(plan.region_bytes(r) / 4));
         let mut memory = Self { regions: [persistent?, params?, grads?, arena?] };
         if cfg!(debug_assertions) {
-            memory.regions[3].slice_mut().fill(f32::NAN);
+            memory.regions[Region::Arena as usize].slice_mut().fill(f32::NAN);
         }
         Ok(memory)
     }
@@ -108,8 +105,7 @@ impl Memory {
     }
 
     pub fn region(&self, region: Region) -> &[f32] {
-        let index = REGIONS.iter().position(|&r| r == region).unwrap_or_default();
-        self.regions[index].slice()
+        self.regions[region as usize].slice()
     }
 
     pub fn get(&self, span: Span) -> &[f32] {
