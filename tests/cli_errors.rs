@@ -157,6 +157,13 @@ fn bounds_that_cannot_be_evaluated() {
     refused(&["1797"], &[&model, "digits", "--num", "1798"]);
     refused(&["smaller batch"], &[&model, "digits", "--num", "1", "--batch", "1000000000000000000"]);
     refused(&["channels", "1", "3"], &[&wide, "digits", "--num", "1"]);
+    let learned = place.model("learned", &unconditional());
+    let scheduler = place.path("learned/scheduler/scheduler_config.json");
+    let text = fs::read_to_string(&scheduler).unwrap();
+    let changed = text.replace("fixed_small", "learned_range");
+    assert_ne!(changed, text);
+    fs::write(&scheduler, changed).unwrap();
+    refused(&["variance_type LearnedRange", "twice the channels"], &[&learned, "digits", "--num", "1"]);
     refused(
         &["image 3", "label 3", "3 classes"],
         &[&place.model("few", &tiny()), "digits", "--num", "20", "--timesteps", "1"],

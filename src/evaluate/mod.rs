@@ -5,6 +5,7 @@
 //! parts as timesteps. Parts grow with t, since the terms of small t are the large ones.
 
 use std::ops::Range;
+use std::rc::Rc;
 
 use thiserror::Error;
 
@@ -111,9 +112,16 @@ pub fn evaluate(
     let (channels, pixels) = (data.channels(), batch.h * batch.w);
     let out_channels = config.out_channels;
     let mut out = vec![0.0; batch.numel(out_channels)];
+    // Visits of an image follow each other, so each image is decoded once.
+    let mut image: Option<Rc<Image>> = None;
     for (done, group) in visits.chunks(batch.n).enumerate() {
-        let noised: Vec<Noised> =
-            group.iter().map(|v| Noised::new(data, &schedule, options.seed, *v)).collect::<Result<_, _>>()?;
+        let mut noised = Vec::with_capacity(group.len());
+        for visit in group {
+            if image.as_ref().is_none_or(|i| i.index != visit.image) {
+                image = Some(Rc::new(Image::read(data, visit.image)?));
+            }
+            noised.extend(image.iter().map(|i| Noised::new(i, &schedule, options.seed, *visit)));
+        }
         let padded = || noised.iter().chain(std::iter::repeat(&noised[0])).take(batch.n);
         exe.write_f32(program.x, &padded().flat_map(|n| n.x_t.iter().map(|&v| v as f32)).collect::<Vec<_>>())?;
         exe.write_f32(program.t, &padded().map(|n| n.visit.t as f32).collect::<Vec<_>>())?;
@@ -127,10 +135,10 @@ pub fn evaluate(
                 (0..pixels * channels).map(|i| out[i / channels * out_channels + first + i % channels]).collect()
             };
             let v = if out_channels > channels { part(channels) } else { Vec::new() };
-            let term = vlb.term(n.visit.t, &n.x0, &n.x_t, &part(0), &v)?;
+            let term = vlb.term(n.visit.t, &n.image.x0, &n.x_t, &part(0), &v)?;
             let bound = &mut bounds[n.visit.image];
             if n.visit.t == 0 {
-                bound.prior = prior_bpd(&schedule, &n.x0);
+                bound.prior = prior_bpd(&schedule, &n.image.x0);
                 (bound.decoder, bound.decoder_tanh) = (term.vb_exact, term.vb_tanh);
             } else {
                 bound.diffusion += n.visit.weight * term.vb_exact;
@@ -166,6 +174,14 @@ fn check(model: &ModelFolder, data: &dyn Dataset, options: &EvaluateOptions) -> 
     if options.strata == Some(0) {
         return mismatch("0 timesteps leave out L_1 to L_(T-1); ask for at least one".into());
     }
+    let (image, out) = (config.in_channels, config.out_channels);
+    let variance = model.scheduler.variance_type;
+    if out != 2 * image && (out != image || variance.is_learned()) {
+        return mismatch(format!(
+            "{out} output channels for {image} image channels do not fit the scheduler's variance_type {variance:?}: a \
+             learned one needs twice the channels, a fixed one as many or twice as many"
+        ));
+    }
     if config.class_embed_type.is_some() {
         return mismatch("the model is conditioned on numbers or vectors, not on classes".into());
     }
@@ -175,7 +191,7 @@ fn check(model: &ModelFolder, data: &dyn Dataset, options: &EvaluateOptions) -> 
 fn label(model: &ModelFolder, n: &Noised) -> Result<u32, EvaluateError> {
     // Without the null class: data have no images of it.
     let classes = model.config.classes().unwrap_or_default();
-    match n.label {
+    match n.image.label {
         Some(label) if (label as usize) < classes => Ok(label),
         Some(label) => Err(EvaluateError::Mismatch(format!(
             "image {} has the label {label}, the model knows {classes} classes, counted from 0; evaluate it on the data \
@@ -186,25 +202,37 @@ fn label(model: &ModelFolder, n: &Noised) -> Result<u32, EvaluateError> {
     }
 }
 
-/// Image, noise and their mixture for one visit, NHWC.
-struct Noised {
-    visit: Visit,
+/// An image of the data, NHWC.
+struct Image {
+    index: usize,
     label: Option<u32>,
     x0: Vec<f64>,
+}
+
+impl Image {
+    fn read(data: &dyn Dataset, index: usize) -> Result<Self, DataError> {
+        let mut pixels = vec![0; data.image_len()];
+        let label = data.pixels(index, &mut pixels)?;
+        let x0 = pixels.iter().map(|&p| f64::from(pixel_to_value(p, data.levels()))).collect();
+        Ok(Self { index, label, x0 })
+    }
+}
+
+/// An image mixed with noise, for one visit.
+struct Noised {
+    visit: Visit,
+    image: Rc<Image>,
     x_t: Vec<f64>,
 }
 
 impl Noised {
-    fn new(data: &dyn Dataset, schedule: &Schedule, seed: u64, visit: Visit) -> Result<Self, DataError> {
-        let mut pixels = vec![0; data.image_len()];
-        let label = data.pixels(visit.image, &mut pixels)?;
-        let x0: Vec<f64> = pixels.iter().map(|&p| f64::from(pixel_to_value(p, data.levels()))).collect();
+    fn new(image: &Rc<Image>, schedule: &Schedule, seed: u64, visit: Visit) -> Self {
         let alpha_bar = schedule.alpha_bars[visit.t];
-        let mut eps = vec![0.0f32; x0.len()];
+        let mut eps = vec![0.0f32; image.x0.len()];
         Sequence::new(seed, Stream::BoundNoise, visit.image as u32, visit.t as u32).fill_normal(&mut eps);
         let mix = |(x, e): (&f64, &f32)| alpha_bar.sqrt() * x + (1.0 - alpha_bar).sqrt() * f64::from(*e);
-        let x_t = x0.iter().zip(&eps).map(mix).collect();
-        Ok(Self { visit, label, x0, x_t })
+        let x_t = image.x0.iter().zip(&eps).map(mix).collect();
+        Self { visit, image: Rc::clone(image), x_t }
     }
 }
 
