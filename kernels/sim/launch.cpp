@@ -6,11 +6,10 @@
 #include <mutex>
 
 #include "sim/state.hpp"
+#include "sim/tensor_map.hpp"
 #include "sim/workers.hpp"
 
 namespace sim {
-
-std::string describe_copies_in_flight();
 
 namespace {
 
@@ -110,11 +109,21 @@ void reset(Block& b, uint64_t block_number) {
     }
     b.mbarrier_waiters.clear();
     b.tensor_copies.clear();
+    for (Warpgroup& group : b.warpgroup) {
+        group.arrived = 0;
+        if (group.in_flight) {
+            group.groups.clear();
+            group.in_flight = false;
+        }
+    }
+    std::fill_n(b.wgmma_fenced, b.threads, false);
 }
 
 void check_at_exit(const Block& b) {
-    if (const std::string copies = describe_copies_in_flight(); !copies.empty()) {
-        set_error(block_prefix() + copies);
+    for (const auto describe : {describe_copies_in_flight, describe_tensor_copies_in_flight, describe_wgmma_in_flight}) {
+        if (const std::string in_flight = describe(); !in_flight.empty()) {
+            set_error(block_prefix() + in_flight);
+        }
     }
     for (int id = 0; id < 16; ++id) {
         if (b.barrier[id].arrived) {
@@ -122,7 +131,6 @@ void check_at_exit(const Block& b) {
                       std::to_string(b.barrier[id].arrived) + " of " + std::to_string(b.barrier[id].expected) + " threads");
         }
     }
-    check_nothing_pending();
     check_dynamic_shared_canary(b.dynamic_shared);
 }
 
@@ -194,6 +202,8 @@ struct ArgumentCopy {
 };
 
 }
+
+void set_last_error(const std::string& message) { last_error = message; }
 
 Registration::Registration(const Kernel& kernel) { registered().push_back(kernel); }
 

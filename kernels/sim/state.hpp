@@ -61,20 +61,22 @@ struct CopyQueue {
 
 struct PendingTensorCopy {
     TensorCopy copy;
-    bool store;
+    bool store, done;
     uint32_t owner;
-    int committed; // stores: groups committed by the owner since, itself included; 0: not yet
+    int committed; // stores: commits by the owner since the issue
     const void* where;
 };
 
 struct PendingWgmma {
     Wgmma operation;
+    bool done;
     float* d[128];
     uint32_t a[128][4];
 };
 
 struct Warpgroup {
     uint32_t arrived;
+    bool in_flight; // `groups` has been used by this block
     const void* argument[128];
     std::vector<std::vector<std::unique_ptr<PendingWgmma>>> groups; // last: not committed yet
 };
@@ -137,16 +139,16 @@ std::string describe_deadlock();
 std::string source_line(const void* where);
 std::string block_prefix();
 
-// ---- mbarrier.cpp, tma.cpp, wgmma.cpp ----
+// ---- mbarrier.cpp, async_copy.cpp, tma.cpp, wgmma.cpp: the descriptions are empty when nothing is in flight ----
 bool wake_mbarrier_waiters();
 bool run_pending_tensor_copy();
-void check_nothing_pending();
 std::string describe_mbarrier(const uint64_t* barrier);
+std::string describe_copies_in_flight();
+std::string describe_tensor_copies_in_flight();
+std::string describe_wgmma_in_flight();
 
-// ---- static_shared.cpp ----
+// ---- shared_memory.cpp ----
 void poison_static_shared();
-
-// ---- dynamic_shared.cpp ----
 void poison_dynamic_shared(uint32_t bytes);
 void check_dynamic_shared_canary(uint32_t bytes);
 

@@ -1,0 +1,8 @@
+//! The SIMT simulator: its primitives against plain computations, and planted bugs that it must report.
+#![cfg(feature = "sim-checks")]
+
+// Links the simulator.
+use warpdiff as _;
+
+mod ffi;
+mod primitives;
