@@ -5,6 +5,8 @@
 #include <cstring>
 #include <mutex>
 
+#include "sim/fault.hpp"
+#include "sim/race.hpp"
 #include "sim/state.hpp"
 #include "sim/tensor_map.hpp"
 #include "sim/workers.hpp"
@@ -73,6 +75,7 @@ void set_up_threads(Block& b, const Launch& launch) {
     b.kernel = launch.kernel;
     b.args = launch.args;
     b.config = launch.config;
+    b.greedy = Schedule(b.config.schedule) == Schedule::fifo && AsyncMode(b.config.async_mode) != AsyncMode::random;
     b.dynamic_shared = launch.dynamic_shared;
     b.threads = launch.threads();
     b.warps = (b.threads + 31) / 32;
@@ -142,6 +145,7 @@ class GridRun : public Job {
     void work(bool helper) override {
         static thread_local const auto own_block = std::make_unique<Block>();
         block = own_block.get();
+        install_fault_handler();
         gridDim = launch_.grid;
         blockDim = launch_.block;
         block_threads = launch_.threads();
@@ -171,6 +175,7 @@ class GridRun : public Job {
         reset(b, number);
         poison_dynamic_shared(launch_.dynamic_shared);
         poison_static_shared();
+        race::begin_block();
         run_threads();
         if (!b.failed) {
             check_at_exit(b);

@@ -85,11 +85,13 @@ struct Block {
     const Kernel* kernel;
     const void* args;
     sim_config config;
+    bool greedy; // nothing is decided by chance, and a warp runs on as long as it can
     uint64_t random_state;
     uint32_t dynamic_shared;
 
     uint32_t threads, warps, alive;
     uint32_t ready_warps; // a bit a warp with a ready lane
+    bool threads_running; // false in the runtime's own code around them
     bool failed;
     std::string error;
     void* main_stack_pointer;
@@ -128,7 +130,12 @@ void make_ready(uint32_t warp, uint32_t lanes);
 // Parks the running thread until someone makes it ready.
 void suspend(const char* reason, const void* where);
 // Lets the schedule run others first, the running thread staying ready.
-void offer_switch(const void* where);
+void offer_switch_slowly(const void* where);
+inline void offer_switch(const void* where) {
+    if (Schedule(block->config.schedule) == Schedule::random) {
+        offer_switch_slowly(where);
+    }
+}
 // Runs all threads of the current block, or until one fails.
 void run_threads();
 [[noreturn]] void abandon_block();
@@ -149,6 +156,7 @@ std::string describe_wgmma_in_flight();
 
 // ---- shared_memory.cpp ----
 void poison_static_shared();
+bool is_static_shared_address(const void* p);
 void poison_dynamic_shared(uint32_t bytes);
 void check_dynamic_shared_canary(uint32_t bytes);
 

@@ -145,6 +145,7 @@ void tma_store_commit() {
             ++pending.committed;
         }
     }
+    race::tma_store_commit();
 }
 
 void tma_store_wait(int allowed) {

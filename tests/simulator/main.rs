@@ -4,5 +4,8 @@
 // Links the simulator.
 use warpdiff as _;
 
+mod asan;
+mod bugs;
 mod ffi;
+mod hopper;
 mod primitives;
