@@ -127,8 +127,9 @@ fn compiler(include: &Path) -> cc::Build {
         "-fvisibility=hidden",
         // As nvcc does.
         "-ffp-contract=fast",
-        // Line tables for reports.
+        // Line tables, and calls that leave a return address: reports name the kernel's line.
         "-g1",
+        "-fno-optimize-sibling-calls",
         "-Wno-unknown-pragmas",
         "-Wno-psabi",
         "-Wno-unused-parameter",
@@ -160,10 +161,8 @@ fn write_wrapper(source: &Path, include: &Path, out: &Path) -> PathBuf {
     let relative = source.strip_prefix(include).expect("sources are below kernels/");
     let name: String =
         relative.to_string_lossy().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
-    let text = format!(
-        "#include \"device/device.cuh\"\nnamespace kernel::{name} {{\n#include \"{}\"\n}}\n",
-        source.display()
-    );
+    let text =
+        format!("#include \"device/device.cuh\"\nnamespace kernel::{name} {{\n#include \"{}\"\n}}\n", source.display());
     let wrapper = out.join(format!("{name}.cpp"));
     write_if_changed(&wrapper, &text);
     wrapper

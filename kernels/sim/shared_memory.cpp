@@ -143,7 +143,7 @@ void set_accessible(uint32_t bytes) {
 #endif
 }
 
-bool poisoned(const unsigned char* first, const unsigned char* last) {
+[[maybe_unused]] bool poisoned(const unsigned char* first, const unsigned char* last) {
     return std::all_of(first, last, [](unsigned char byte) { return byte == POISON; });
 }
 
@@ -162,7 +162,8 @@ void check_dynamic_shared_canary(uint32_t bytes) {
 #ifndef __SANITIZE_ADDRESS__
     const unsigned char* past = shared_memory + bytes;
     if (!poisoned(past, region.end)) {
-        const unsigned char* at = std::find_if(past, static_cast<const unsigned char*>(region.end), [](unsigned char byte) { return byte != POISON; });
+        const unsigned char* at = std::find_if(past, static_cast<const unsigned char*>(region.end),
+                                               [](unsigned char byte) { return byte != POISON; });
         set_error(block_prefix() + "a write past the end of dynamic shared memory: byte " +
                   std::to_string(at - shared_memory) + " of " + std::to_string(bytes));
     } else if (!poisoned(shared_memory - LOWER_CANARY, shared_memory)) {
