@@ -1,7 +1,7 @@
 //! Builds the simulator: every kernel source and the runtime, compiled for the CPU and linked into the crate.
 //!
-//! Feature `sim-checks` adds the kernels of `kernels/sim/tests` and two shared objects of the same sources, a race detector and
-//! an address sanitizer, whose paths are in `WARPDIFF_SIM_RACE` and `WARPDIFF_SIM_ASAN`.
+//! Feature `sim-checks` adds the kernels of `kernels/sim/tests` and two shared objects of the same sources, a race
+//! detector and an address sanitizer, whose paths are in `WARPDIFF_SIM_RACE` and `WARPDIFF_SIM_ASAN`.
 
 use std::collections::BTreeSet;
 use std::env;

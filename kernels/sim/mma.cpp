@@ -1,5 +1,5 @@
-// ldmatrix, stmatrix and mma.sync. Each lane spreads its own operands into the warp's matrices, so that the last lane to
-// arrive only multiplies.
+// ldmatrix, stmatrix and mma.sync. Each lane spreads its own operands into the warp's matrices, so that the last lane
+// to arrive only multiplies.
 #include <bit>
 #include <cstring>
 

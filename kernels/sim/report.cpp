@@ -38,7 +38,8 @@ std::string executable_path() {
     return std::string(path, length > 0 ? size_t(length) : 0);
 }
 
-// Looks addresses of one file up in a single run: reading a large executable's debug information takes addr2line seconds.
+// Looks addresses of one file up in a single run: reading a large executable's debug information takes addr2line
+// seconds.
 void look_up(const std::string& file, const std::vector<std::pair<const void*, size_t>>& addresses) {
     std::string command = "addr2line -a -i -e '" + file + "'";
     for (const auto& [where, offset] : addresses) {
@@ -95,7 +96,9 @@ std::string source_line(const void* where) {
     return known == known_lines().end() ? std::string() : known->second;
 }
 
-std::string block_prefix() { return std::string("kernel ") + block->kernel->name + ", block " + triple(blockIdx) + ": "; }
+std::string block_prefix() {
+    return std::string("kernel ") + block->kernel->name + ", block " + triple(blockIdx) + ": ";
+}
 
 void set_error(const std::string& message) {
     if (!block->failed) {

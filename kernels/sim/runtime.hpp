@@ -1,4 +1,5 @@
-// What kernel code calls in the simulator's runtime. Each function is one GPU instruction, executed by the calling thread.
+// What kernel code calls in the simulator's runtime. Each function is one GPU instruction, executed by the calling
+// thread.
 #pragma once
 
 #include "sim/builtin_types.hpp"

@@ -1,6 +1,7 @@
 // Shared memory of a block: NaN at its start, guarded at its end.
 //
-// Dynamic shared memory ends, rounded up to its alignment, at an inaccessible page; the rest up to there is a canary. Static
+// Dynamic shared memory ends, rounded up to its alignment, at an inaccessible page; the rest up to there is a canary.
+// Static
 // __shared__ variables are thread-local ones, found by name in the symbol table of this executable or library.
 #include <algorithm>
 #include <cstdlib>
@@ -35,7 +36,8 @@ struct Region {
     unsigned char* end = nullptr;
 
     Region() {
-        void* memory = mmap(nullptr, CAPACITY + PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        void* memory =
+            mmap(nullptr, CAPACITY + PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (memory == MAP_FAILED) {
             abort();
         }

@@ -1,4 +1,4 @@
-//! Planted bugs: each must be reported, with text that names it and its place; correct kernels must pass the same checks.
+//! Planted bugs: each must be reported, with text that names it and its place; correct kernels must pass the checks.
 
 use crate::ffi::*;
 use crate::hopper::{Pipeline, store_args};

@@ -1,4 +1,4 @@
-//! A small safe interface to the simulator's C ABI (kernels/sim/abi.h): the linked library or a variant opened at run time.
+//! A small safe interface to the C ABI of the simulator (kernels/sim/abi.h): the linked library or an opened variant.
 
 use std::ffi::{CString, c_char, c_void};
 
