@@ -15,6 +15,8 @@ mod shape;
 
 use thiserror::Error;
 
+use crate::backend::Precision;
+
 pub use op::{AdamW, ConvGeometry, Epilogue, GroupNorm, NoiseSource, Op};
 pub use param::{ParamId, ParamLayout, ParamPart, ParamSpec};
 pub use plan::{Place, Plan, Region};
@@ -50,6 +52,16 @@ pub enum DType {
     F32,
     /// 32-bit integers: labels, counters, the key of the random generator.
     I32,
+}
+
+impl DType {
+    /// Bytes of one element.
+    pub fn bytes(self, precision: Precision) -> usize {
+        match (self, precision) {
+            (DType::Act, Precision::Bf16) => 2,
+            (DType::Act, Precision::F32) | (DType::F32 | DType::I32, _) => 4,
+        }
+    }
 }
 
 /// A value of a [`Graph`].
@@ -234,6 +246,7 @@ impl Graph {
     /// writes it: true of the elementwise operations that this exists for.
     pub fn bind(&mut self, value: ValueId, state: ValueId) {
         debug_assert_eq!(self.shape(value), self.shape(state));
+        debug_assert_eq!(self.value(value).dtype, self.value(state).dtype);
         debug_assert_eq!(self.value(state).source, Source::State);
         self.bindings.push((value, state));
     }
