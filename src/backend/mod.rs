@@ -1,6 +1,7 @@
 //! Where plans run. A [`Backend`] turns a [`Plan`] into an [`Executable`], which replays it without allocating.
 
 pub mod cpu;
+pub mod gpu;
 
 use thiserror::Error;
 

@@ -1,0 +1,3 @@
+//! The GPU backend.
+
+pub mod kernels;
