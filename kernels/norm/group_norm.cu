@@ -13,6 +13,7 @@
 // Limit: bytes. About 12 FLOP an element and, with SiLU, an exponential and a division; at 2 bytes an element these come
 // near the memory time, so the inner loops hold nothing else.
 
+#include "norm/affine.cuh"
 #include "norm/apply.cuh"
 #include "norm/moments.cuh"
 

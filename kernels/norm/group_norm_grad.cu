@@ -15,7 +15,7 @@
 // Limit: bytes. About 30 FLOP an element and, with SiLU, an exponential and a division in each pass: recomputed, because dz
 // rounded to bf16 would cost accuracy and as float more shared memory than x and dy together.
 
-#include "norm/columns.cuh"
+#include "norm/affine.cuh"
 
 struct NormGradArgs {
     const void* dy;
@@ -100,37 +100,6 @@ __device__ __forceinline__ void finish_dx(const GradMap<V>& map, const float (&n
     }
 }
 
-// Sums per channel over the lanes of a block, in shared memory as [A or B][channel][lane]; the odd stride spreads the
-// channels of a warp over the banks.
-struct LaneSums {
-    float* memory;
-    uint32_t stride;
-    uint32_t channels;
-
-    __device__ LaneSums(void* at, uint32_t channels, uint32_t lanes)
-        : memory(static_cast<float*>(at)), stride(lanes | 1), channels(channels) {}
-
-    template <int V>
-    __device__ __forceinline__ void store(uint32_t channel, uint32_t lane, const float (&a)[V],
-                                          const float (&b)[V]) const {
-#pragma unroll
-        for (int i = 0; i < V; ++i) {
-            memory[(channel + i) * stride + lane] = a[i];
-            memory[(channels + channel + i) * stride + lane] = b[i];
-        }
-    }
-
-    // The whole warp: A (which = 0) or B (1) of a channel.
-    __device__ __forceinline__ float total(uint32_t which, uint32_t channel, uint32_t lanes) const {
-        const float* row = memory + (which * channels + channel) * stride;
-        float sum = 0.0f;
-        for (uint32_t lane = threadIdx.x % 32; lane < lanes; lane += 32) {
-            sum += row[lane];
-        }
-        return warp_sum(sum);
-    }
-};
-
 // Writes A and B of a channel of an image, and the gradient of its scale and shift. One thread.
 template <class T>
 __device__ void store_totals(const NormGradArgs& args, uint32_t image, uint32_t channel, float a, float b) {
@@ -153,7 +122,8 @@ template <class T> __device__ float channel_gain(const NormGradArgs& args, uint3
 // Accumulates A and B of one column over the rows of a lane; `visit` sees each row's words.
 template <class T, int V, class Visit>
 __device__ __forceinline__ void sum_column(const NormGradArgs& args, const Tile& tile, const Columns& columns,
-                                           uint32_t column, const GradMap<V>& map, const LaneSums& sums, Visit visit) {
+                                           uint32_t column, const GradMap<V>& map, const LaneSums& a_sums, const LaneSums& b_sums,
+                                           Visit visit) {
     const uint64_t base = tile.offset(args) + column * V;
     const T* x = static_cast<const T*>(args.x) + base;
     const T* dy = static_cast<const T*>(args.dy) + base;
@@ -176,23 +146,25 @@ __device__ __forceinline__ void sum_column(const NormGradArgs& args, const Tile&
             b[i] = fmaf(dz[i], n[i], b[i]);
         }
     }
-    sums.store(column * V, columns.lane, a, b);
+    a_sums.store(column * V, columns.lane, a);
+    b_sums.store(column * V, columns.lane, b);
 }
 
 template <class T, int V> __device__ void norm_grad_sums(const NormGradArgs& args) {
     const Tile tile(args);
     const Columns columns(tile.channels / V);
-    const LaneSums sums(shared_memory, tile.channels, columns.lanes);
+    const LaneSums a_sums(shared_memory, columns.lanes);
+    const LaneSums b_sums(a_sums.memory + tile.channels * a_sums.stride, columns.lanes);
     for (uint32_t column = columns.first; column < columns.count; column += blockDim.x) {
         GradMap<V> map;
         map.template load<T>(args, tile.image, tile.channel + column * V);
-        sum_column<T, V>(args, tile, columns, column, map, sums,
+        sum_column<T, V>(args, tile, columns, column, map, a_sums, b_sums,
                          [](uint32_t, const Vec<T, V>&, const Vec<T, V>&) {});
     }
     __syncthreads();
     float* out = args.partials + (uint64_t(tile.image) * args.chunks + blockIdx.y) * 2 * args.channels + tile.channel;
     for (uint32_t channel = threadIdx.x / 32; channel < tile.channels; channel += blockDim.x / 32) {
-        const float a = sums.total(0, channel, columns.lanes), b = sums.total(1, channel, columns.lanes);
+        const float a = a_sums.total(channel, columns.lanes), b = b_sums.total(channel, columns.lanes);
         if (threadIdx.x % 32 == 0) {
             out[channel] = a;
             out[args.channels + channel] = b;
@@ -278,14 +250,15 @@ template <class T, int V> __device__ void norm_grad_fused(const NormGradArgs& ar
     const uint32_t slab_bytes = (2 * tile.rows * tile.channels * uint32_t(sizeof(T)) + 15) / 16 * 16;
     float* totals = reinterpret_cast<float*>(shared_memory + slab_bytes);
     float* means = totals + 2 * tile.channels;
-    const LaneSums sums(means + 2 * groups, tile.channels, columns.lanes);
+    const LaneSums a_sums(means + 2 * groups, columns.lanes);
+    const LaneSums b_sums(a_sums.memory + tile.channels * a_sums.stride, columns.lanes);
 
     // Fused slices have at most as many columns as the block has threads: a thread reads back only what it wrote.
     const uint32_t column = columns.first;
     GradMap<V> map;
     if (column < columns.count) {
         map.template load<T>(args, tile.image, tile.channel + column * V);
-        sum_column<T, V>(args, tile, columns, column, map, sums,
+        sum_column<T, V>(args, tile, columns, column, map, a_sums, b_sums,
                          [&](uint32_t row, const Vec<T, V>& x_word, const Vec<T, V>& dy_word) {
                              store_vec(x_slab + row * tile.channels + column * V, x_word);
                              store_vec(dy_slab + row * tile.channels + column * V, dy_word);
@@ -293,7 +266,7 @@ template <class T, int V> __device__ void norm_grad_fused(const NormGradArgs& ar
     }
     __syncthreads();
     for (uint32_t channel = threadIdx.x / 32; channel < tile.channels; channel += blockDim.x / 32) {
-        const float a = sums.total(0, channel, columns.lanes), b = sums.total(1, channel, columns.lanes);
+        const float a = a_sums.total(channel, columns.lanes), b = b_sums.total(channel, columns.lanes);
         if (threadIdx.x % 32 == 0) {
             const float gain = channel_gain<T>(args, tile.image, tile.channel + channel);
             totals[2 * channel] = gain * a;

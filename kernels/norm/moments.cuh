@@ -5,7 +5,7 @@
 // the exact mean are combined: M2 = sum of M2_i + n_i (mean_i - mean)^2 (Chan, Golub & LeVeque 1979, in two sweeps).
 #pragma once
 
-#include "norm/columns.cuh"
+#include "device/device.cuh"
 
 // Of a group over part of an image.
 struct Moments {

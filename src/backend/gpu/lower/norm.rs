@@ -23,7 +23,7 @@ const MAX_CHUNKS: usize = 256;
 /// Accesses that a thread makes, at least, where rows are split.
 const ROWS_PER_LANE: usize = 4;
 
-/// `struct Affine` of `kernels/norm/columns.cuh`.
+/// `struct Affine` of `kernels/norm/affine.cuh`.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 struct Affine {
@@ -173,7 +173,7 @@ impl Cut {
         (self.held() * self.vector / self.run() * 12).next_multiple_of(16)
     }
 
-    /// Shared memory of sums per channel and lane: see `LaneSums` of `kernels/norm/group_norm_grad.cu`.
+    /// Shared memory of sums per channel and lane: see `LaneSums` of `kernels/device/columns.cuh`.
     fn lane_sums_bytes(&self) -> usize {
         2 * 4 * self.vector * (self.held() + self.columns())
     }
@@ -204,7 +204,7 @@ pub(super) fn lower(ctx: &mut Lowering, node: &Node) -> Result<(), BackendError>
 
 fn forward(ctx: &mut Lowering, node: &Node, norm: &GroupNorm) {
     let (shape, dtype) = (ctx.shape(node.inputs[0]), ctx.dtype());
-    let cut = Cut::new(shape, norm.groups, ctx.precision().bytes(), 1);
+    let cut = Cut::new(shape, norm.groups, ctx.act_bytes(), 1);
     let images = shape.batch();
     let (partials, low) = if cut.fused {
         (DevicePtr::NULL, DevicePtr::NULL)
@@ -246,7 +246,7 @@ fn forward(ctx: &mut Lowering, node: &Node, norm: &GroupNorm) {
 /// Inputs: dy, x, gamma, beta, (scale_shift), statistics.
 fn backward(ctx: &mut Lowering, node: &Node, norm: &GroupNorm) {
     let (shape, dtype) = (ctx.shape(node.inputs[1]), ctx.dtype());
-    let cut = Cut::new(shape, norm.groups, ctx.precision().bytes(), 2);
+    let cut = Cut::new(shape, norm.groups, ctx.act_bytes(), 2);
     let (images, channels) = (shape.batch(), shape.channels());
     let (partials, means) = if cut.fused {
         (DevicePtr::NULL, DevicePtr::NULL)
