@@ -197,7 +197,7 @@ pub(super) fn lower(ctx: &mut Lowering, node: &Node) -> Result<(), BackendError>
     match &node.op {
         Op::GroupNorm(norm) => forward(ctx, node, norm),
         Op::GroupNormGrad(norm) => backward(ctx, node, norm),
-        op => return Err(super::no_kernel(op)),
+        op => return Err(super::missing(op)),
     }
     Ok(())
 }
