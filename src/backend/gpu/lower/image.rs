@@ -1,4 +1,4 @@
-//! Operations that know where a pixel or a channel lies: values per image, resampling, sums over pixels, channels side by
+//! Operations that know where a pixel or a channel lies: values per image, resampling, filters, sums over pixels, channels side by
 //! side, dropout.
 
 use bytemuck::{Pod, Zeroable};
@@ -7,7 +7,7 @@ use super::Lowering;
 use super::fast_divide::FastDivide;
 use crate::backend::BackendError;
 use crate::backend::gpu::driver::DevicePtr;
-use crate::graph::{Node, Op, Shape};
+use crate::graph::{Fir, Node, Op, Shape};
 
 const BLOCK: usize = 256;
 /// Blocks in the second direction of a grid, at most.
@@ -44,6 +44,21 @@ struct ResampleArgs {
     columns: FastDivide,
     width: FastDivide,
     scale: f32,
+    padding: u32,
+}
+
+/// `struct FirArgs` of `kernels/elementwise/fir.cu`.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct FirArgs {
+    x: DevicePtr,
+    y: DevicePtr,
+    images: u32,
+    vectors: u32,
+    columns: FastDivide,
+    width: FastDivide,
+    height: u32,
+    weights: [f32; 4],
     padding: u32,
 }
 
@@ -104,6 +119,7 @@ pub(super) fn lower(ctx: &mut Lowering, node: &Node) -> Result<(), BackendError>
         Op::AvgPool2xGrad => resample(ctx, node, "spread_2x", ctx.shape(node.inputs[0]), 0.25),
         Op::AvgPool2x => resample(ctx, node, "gather_2x", ctx.shape(node.outputs[0]), 0.25),
         Op::Upsample2xGrad => resample(ctx, node, "gather_2x", ctx.shape(node.outputs[0]), 1.0),
+        Op::Fir(ref filter) => fir(ctx, node, filter),
         Op::Concat => {
             let [a, b] = [node.inputs[0], node.inputs[1]].map(|v| (ctx.ptr(v), ctx.shape(v).channels()));
             join_channels(ctx, node, a.0, a.1, a.1, b);
@@ -174,6 +190,26 @@ fn resample(ctx: &mut Lowering, node: &Node, name: &str, small: Shape, scale: f3
         scale,
         padding: 0,
     };
+    ctx.launch(&kernel(ctx, name, vector), per_image_grid(ctx, vectors, images), BLOCK as u32, 0, &args);
+}
+
+fn fir(ctx: &mut Lowering, node: &Node, filter: &Fir) {
+    let small = ctx.shape(if filter.up { node.inputs[0] } else { node.outputs[0] });
+    let (images, vector) = (small.batch(), vector(ctx, &[small.channels()]));
+    let vectors = sample(small) / vector;
+    let (height, width) = small.height_width();
+    let args = FirArgs {
+        x: ctx.ptr(node.inputs[0]),
+        y: ctx.ptr(node.outputs[0]),
+        images: images as u32,
+        vectors: vectors as u32,
+        columns: FastDivide::new(small.channels() / vector),
+        width: FastDivide::new(width),
+        height: height as u32,
+        weights: filter.weights().map(|w| w as f32),
+        padding: 0,
+    };
+    let name = if filter.up { "fir_up" } else { "fir_down" };
     ctx.launch(&kernel(ctx, name, vector), per_image_grid(ctx, vectors, images), BLOCK as u32, 0, &args);
 }
 

@@ -92,6 +92,7 @@ fn dispatch(ctx: &mut Lowering, node: &Node) -> Result<(), BackendError> {
         | Op::Upsample2xGrad
         | Op::AvgPool2x
         | Op::AvgPool2xGrad
+        | Op::Fir(_)
         | Op::Concat
         | Op::Slice { .. }
         | Op::Dropout { .. } => image::lower(ctx, node),
