@@ -22,11 +22,8 @@ pub fn devices() -> Vec<Arc<dyn Driver>> {
     if let Some(variant) = variant {
         return vec![Arc::new(Sim::open(variant, Options::default()).unwrap())];
     }
-    let schedules = [
-        (Schedule::Fifo, Async::Eager),
-        (Schedule::Lifo, Async::Late),
-        (Schedule::RandomPriority, Async::Random),
-    ];
+    let schedules =
+        [(Schedule::Fifo, Async::Eager), (Schedule::Lifo, Async::Late), (Schedule::RandomPriority, Async::Random)];
     let sim = |(schedule, asynchronous)| {
         Arc::new(Sim::new(Options { schedule, asynchronous, seed: 7, threads: 0 })) as Arc<dyn Driver>
     };

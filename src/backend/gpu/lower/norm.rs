@@ -315,7 +315,8 @@ mod tests {
                 assert!((cut.slices - 1) * cut.slice < channels && cut.slices * cut.slice >= channels, "{cut:?}");
                 assert!((cut.chunks - 1) * cut.chunk_rows < pixels && cut.chunks * cut.chunk_rows >= pixels);
                 assert!(!cut.fused || (cut.columns() <= BLOCK && cut.chunks == 1), "{cut:?}");
-                let shared = if cut.fused { cut.slab(tensors) } else { 0 } + cut.lane_sums_bytes().max(cut.runs_bytes());
+                let shared =
+                    if cut.fused { cut.slab(tensors) } else { 0 } + cut.lane_sums_bytes().max(cut.runs_bytes());
                 assert!(shared <= 99 << 10, "{cut:?} takes {shared} bytes");
             }
         }
