@@ -5,6 +5,7 @@
 
 pub mod driver;
 mod executable;
+pub mod kernels;
 pub mod launch;
 mod lower;
 mod memory;

@@ -78,7 +78,7 @@ pub(super) fn lower(plan: &Plan, limits: &DeviceLimits, addresses: Addresses) ->
 
 fn dispatch(ctx: &mut Lowering, node: &Node) -> Result<(), BackendError> {
     match &node.op {
-        Op::Silu | Op::SiluGrad | Op::Add => elementwise::lower(ctx, node),
+        Op::Silu | Op::SiluGrad | Op::Add | Op::ToAct => elementwise::lower(ctx, node),
         op => Err(BackendError::Device {
             device: "gpu".into(),
             reason: format!("the operation {} has no kernel", op.name()),
