@@ -123,11 +123,15 @@ impl Event {
 
     /// Time from this event to a later one; both were recorded and are over.
     pub fn until(&self, end: &Self) -> Result<Duration, DriverError> {
+        // Under this name in every driver; the one of CUDA 13's header is missing from drivers before 12.8.
+        type ElapsedTime = unsafe extern "C" fn(*mut f32, sys::CUevent, sys::CUevent) -> sys::CUresult;
+        let call = "cuEventElapsedTime";
+        // SAFETY: the type is that of the function.
+        let function = unsafe { sys::culib().get::<ElapsedTime>(b"cuEventElapsedTime\0") };
+        let function = function.map_err(|e| DriverError::Call { call, reason: e.to_string() })?;
         let mut ms = 0.0f32;
-        // The newer variant of this function is missing from drivers before CUDA 12.8.
         // SAFETY: both events are alive, and `ms` is written to.
-        let code = unsafe { sys::cuEventElapsedTime(&raw mut ms, self.0, end.0) };
-        checked("cuEventElapsedTime", code.result())?;
+        checked(call, unsafe { function(&raw mut ms, self.0, end.0) }.result())?;
         Ok(Duration::from_secs_f64(f64::from(ms.max(0.0)) / 1e3))
     }
 }
