@@ -59,7 +59,7 @@ impl Cuda {
     /// message says what to do.
     pub fn open() -> Result<Self, DriverError> {
         let found = probe::find()?;
-        probe::check_usable(&found.info)?;
+        found.info.check()?;
         let context = Context::primary(found.device)?;
         context.bind()?;
         let inner = Inner {

@@ -83,10 +83,8 @@ impl Modules {
 
     fn load_image(&self, image: &KernelImage) -> Result<sys::CUmodule, DriverError> {
         let mut log = vec![0u8; 4 << 10];
-        let mut options = [
-            sys::CUjit_option::CU_JIT_ERROR_LOG_BUFFER,
-            sys::CUjit_option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES,
-        ];
+        let mut options =
+            [sys::CUjit_option::CU_JIT_ERROR_LOG_BUFFER, sys::CUjit_option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
         let mut values: [*mut c_void; 2] = [log.as_mut_ptr().cast(), log.len() as *mut c_void];
         let mut module = std::ptr::null_mut();
         // SAFETY: the image is a fatbin or text that ends in a zero, the options have the types that their names ask for,
@@ -114,7 +112,10 @@ impl Modules {
                 kernels::compiler().unwrap_or("nvcc"),
                 reason(error)
             )),
-            _ => DriverError::Call { call: "cuModuleLoadData", reason: format!("{}: {}{log}", image.file, reason(error)) },
+            _ => DriverError::Call {
+                call: "cuModuleLoadData",
+                reason: format!("{}: {}{log}", image.file, reason(error)),
+            },
         })
     }
 

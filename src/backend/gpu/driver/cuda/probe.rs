@@ -18,6 +18,8 @@ pub struct DeviceInfo {
     pub limits: DeviceLimits,
     /// The CUDA version (major, minor) that the driver offers.
     pub driver_version: (u32, u32),
+    /// The driver's own version, where the system tells it.
+    pub driver_release: Option<String>,
     /// Highest clock of the multiprocessors in kHz.
     pub clock_khz: u32,
     /// Width of the memory bus in bits.
@@ -27,6 +29,22 @@ pub struct DeviceInfo {
 }
 
 impl DeviceInfo {
+    /// Whether the kernels of this build run on it.
+    ///
+    /// # Errors
+    /// [`DriverError::Unavailable`]: what is missing, and what to do.
+    pub fn check(&self) -> Result<(), DriverError> {
+        let (major, minor) = self.limits.compute_capability;
+        if (major, minor) < OLDEST_GPU {
+            let (least, _) = OLDEST_GPU;
+            return Err(unavailable(format!(
+                "the GPU {} has compute capability {major}.{minor}, the kernels need {least}.0 or later; use --device cpu",
+                self.limits.name
+            )));
+        }
+        kernels::missing().map_or(Ok(()), |why| Err(unavailable(format!("this build has no CUDA kernels: {why}"))))
+    }
+
     /// What the kernels can use of it.
     pub fn features(&self) -> Vec<&'static str> {
         let (major, minor) = self.limits.compute_capability;
@@ -86,25 +104,23 @@ pub(super) fn find() -> Result<Found, DriverError> {
     Ok(Found { device, info: describe(device, driver_version)? })
 }
 
-/// Whether the kernels of this build run on a GPU.
-pub(super) fn check_usable(info: &DeviceInfo) -> Result<(), DriverError> {
-    let (major, minor) = info.limits.compute_capability;
-    if (major, minor) < OLDEST_GPU {
-        let (least, _) = OLDEST_GPU;
-        return Err(unavailable(format!(
-            "the GPU {} has compute capability {major}.{minor}, the kernels need {least}.0 or later; use --device cpu",
-            info.limits.name
-        )));
-    }
-    kernels::missing().map_or(Ok(()), |reason| Err(unavailable(format!("this build has no CUDA kernels: {reason}"))))
-}
-
 fn driver_version() -> Result<(u32, u32), DriverError> {
     let mut version = 0;
     // SAFETY: the number is written to; the function needs no initialisation.
     checked("cuDriverGetVersion", unsafe { sys::cuDriverGetVersion(&raw mut version).result() })?;
     let version = version.max(0) as u32;
     Ok((version / 1000, version % 1000 / 10))
+}
+
+/// From a line such as "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06  Sun Jul 27 ...".
+fn driver_release() -> Option<String> {
+    let text = std::fs::read_to_string("/proc/driver/nvidia/version").ok()?;
+    release_in(&text).map(str::to_string)
+}
+
+fn release_in(text: &str) -> Option<&str> {
+    let is_release = |word: &&str| word.contains('.') && word.chars().all(|c| c.is_ascii_digit() || c == '.');
+    text.lines().next()?.split_whitespace().find(is_release)
 }
 
 fn describe(device: sys::CUdevice, driver_version: (u32, u32)) -> Result<DeviceInfo, DriverError> {
@@ -128,8 +144,53 @@ fn describe(device: sys::CUdevice, driver_version: (u32, u32)) -> Result<DeviceI
     Ok(DeviceInfo {
         limits,
         driver_version,
+        driver_release: driver_release(),
         clock_khz: attribute(A::CU_DEVICE_ATTRIBUTE_CLOCK_RATE)?,
         memory_bus_bits: attribute(A::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH)?,
         l2_bytes: attribute(A::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn info(compute_capability: (u32, u32)) -> DeviceInfo {
+        DeviceInfo {
+            limits: DeviceLimits {
+                name: "Tesla T4".into(),
+                compute_capability,
+                multiprocessors: 40,
+                shared_bytes: 64 << 10,
+                memory_bytes: 15 << 30,
+            },
+            driver_version: (13, 0),
+            driver_release: None,
+            clock_khz: 1_590_000,
+            memory_bus_bits: 256,
+            l2_bytes: 4 << 20,
+        }
+    }
+
+    #[test]
+    fn an_old_gpu_is_refused_by_name() {
+        let error = info((7, 5)).check().unwrap_err().to_string();
+        assert!(error.contains("Tesla T4") && error.contains("7.5") && error.contains("8.0"), "{error}");
+        assert!(info((7, 5)).features().is_empty());
+    }
+
+    #[test]
+    fn features_follow_the_compute_capability() {
+        assert_eq!(info((8, 0)).features(), ["bf16 tensor cores", "asynchronous copies"]);
+        assert!(info((9, 0)).features().contains(&"wgmma"));
+        // Machine code for sm_90a does not run on later chips.
+        assert!(!info((10, 0)).features().contains(&"wgmma") && info((10, 0)).features().contains(&"TMA"));
+    }
+
+    #[test]
+    fn the_release_is_the_first_dotted_number() {
+        let text = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build  (x@y)\nGCC version: 12.2.0";
+        assert_eq!(release_in(text), Some("580.65.06"));
+        assert_eq!(release_in(""), None);
+    }
 }
