@@ -1,6 +1,7 @@
 //! Single-operation graphs at odd shapes, shared by the tests of every backend.
 #![allow(dead_code)] // Each test binary uses a part.
 
+pub mod device;
 pub mod memory;
 pub mod models;
 pub mod process;
