@@ -10,7 +10,7 @@ pub mod rule;
 use serde::Serialize;
 
 use crate::backend::{Backend, BackendError, Executable, Precision};
-use crate::graph::{DType, Graph, Node, Op, Plan, Source, ValueId};
+use crate::graph::{Op, Plan, ValueId};
 use crate::reference::Reference;
 use operation::Operation;
 use rule::{Errors, Limits};
