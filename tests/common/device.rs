@@ -72,7 +72,12 @@ fn map(driver: &dyn Driver, kernel: &str, [a, b, y]: [DevicePtr; 3], shared: u32
     let loaded = driver.load(kernel).unwrap();
     assert_eq!(loaded.args_bytes, size_of::<MapArgs>(), "{kernel}");
     let config = Config { grid: [3, 1, 1], block: 256, cluster: 1, shared };
-    Launch { name: kernel.into(), kernel: loaded.id, config, args: Args::new(&MapArgs { a, b, y, count: COUNT as u64 }) }
+    Launch {
+        name: kernel.into(),
+        kernel: loaded.id,
+        config,
+        args: Args::new(&MapArgs { a, b, y, count: COUNT as u64 }),
+    }
 }
 
 /// Copies of every size arrive whole and in order, whatever happens to the host's data afterwards.
