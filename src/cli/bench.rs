@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::device::DeviceArgs;
 use super::presets::Preset;
-use crate::backend::{Backend, Executable, Store};
+use crate::backend::{Backend, Executable, Precision, Store};
 use crate::diffusion::{
     BetaConfig, LossWeighting, Objective, PredictionType, Schedule, TrainingObjective, VarianceType,
 };
@@ -56,6 +56,7 @@ struct UnetArgs {
 #[derive(Serialize)]
 struct Report {
     device: String,
+    precision: Precision,
     results: Vec<Row>,
 }
 
@@ -104,7 +105,7 @@ pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
         results.push(row);
     }
     if let Some(path) = &args.json {
-        let report = Report { device: backend.name().into(), results };
+        let report = Report { device: backend.name().into(), precision: backend.precision(), results };
         let text = serde_json::to_string_pretty(&report)?;
         fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
     }
@@ -135,14 +136,10 @@ fn measure(args: &UnetArgs, n: usize, backend: &dyn Backend) -> Result<Row> {
 
 /// Milliseconds of each run, sorted, after a warm-up.
 fn time(exe: &mut dyn Executable, budget: Duration) -> Result<Vec<f64>> {
-    for _ in 0..2 {
-        exe.run()?;
-    }
+    exe.run_many(2)?;
     let (start, mut times) = (Instant::now(), Vec::new());
     while times.len() < 3 || (start.elapsed() < budget && times.len() < 1000) {
-        let begin = Instant::now();
-        exe.run()?;
-        times.push(begin.elapsed().as_secs_f64() * 1e3);
+        times.push(exe.run_timed(1)?.as_secs_f64() * 1e3);
     }
     times.sort_by(f64::total_cmp);
     Ok(times)

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::case::{Case, Check};
-use super::{Measured, VerifyError, relative_error};
+use super::{Measured, VerifyError, relative_error, tolerance_key};
 use crate::backend::{Backend, Executable};
 use crate::diffusion::StepTable;
 use crate::graph::{NoiseSource, ValueId};
@@ -35,13 +35,14 @@ fn run_forward(
     exe.write_f32(program.t, &t.iter().map(|&t| t as f32).collect::<Vec<_>>())?;
     check.write_labels(exe.as_mut(), program.class)?;
     exe.run()?;
+    exe.finish()?;
     Ok((exe, program))
 }
 
 pub(super) fn forward(case: &Case, check: Check, backend: &dyn Backend) -> Result<Measured, VerifyError> {
     let (exe, program) = run_forward(case, check, backend, false)?;
     let error = relative_error(&read(exe.as_ref(), program.out), &check.output("sample")?);
-    Ok(Measured::new(error, check.get("tol_rel_fp32")?, "model output"))
+    Ok(Measured::new(error, check.get(tolerance_key(backend.precision()))?, "model output"))
 }
 
 /// Compares the submodules' results; names the first that is off.
@@ -108,6 +109,7 @@ pub(super) fn sample(case: &Case, check: Check, backend: &dyn Backend) -> Result
             exe.write_f32(z, &noise[step])?;
         }
         exe.run()?;
+        exe.finish()?;
         if let Some(at) = kept.iter().position(|&k| k == step) {
             let golden = &trajectory[at * n * c * h * w..][..n * c * h * w];
             let error = relative_error(&read(exe.as_ref(), program.x), golden);

@@ -1,0 +1,8 @@
+//! Every operation of the CUDA kernels against the f64 reference, in the simulator.
+
+mod common;
+mod gpu {
+    mod elementwise;
+    mod embedding;
+    mod norm;
+}
