@@ -29,8 +29,8 @@ struct Columns {
     }
 };
 
-// Sums per channel over the lanes of a block, in shared memory as [channel][lane]; the odd stride spreads the channels of
-// a warp over the banks.
+// Sums per channel over the lanes of a block, in shared memory as [channel][lane]; the odd stride spreads the channels
+// of a warp over the banks.
 struct LaneSums {
     float* memory;
     uint32_t stride;

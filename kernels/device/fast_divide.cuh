@@ -1,5 +1,5 @@
-// Division of 31-bit numbers by a divisor that is fixed at launch: a multiplication and a shift (Granlund & Montgomery 1994).
-// src/backend/gpu/lower/fast_divide.rs computes the numbers.
+// Division of 31-bit numbers by a divisor that is fixed at launch: a multiplication and a shift (Granlund & Montgomery
+// 1994). src/backend/gpu/lower/fast_divide.rs computes the numbers.
 #pragma once
 
 #include "device/platform.cuh"

@@ -1,5 +1,5 @@
-// Channels side by side: the first `split` channels of each row of y come from a, the others from b. Concatenation takes
-// all of both; a slice takes a range of a and nothing of b.
+// Channels side by side: the first `split` channels of each row of y come from a, the others from b. Concatenation
+// takes all of both; a slice takes a range of a and nothing of b.
 //
 // Shapes: a [R, Ca], b [R, Cb], y [R, C]. Layout: dense, channels last; counted in vectors. Shared memory: none.
 // Limit: bytes. Floor: one read and one write of what is copied.

@@ -1,5 +1,6 @@
-// Dropout (Srivastava et al. 2014): y = 0 where u < p, else x / (1 - p), u in [0, 1) drawn per element from (seed, layer,
-// example, element within the example), so that a mask never depends on the batch and is drawn again for the gradient.
+// Dropout (Srivastava et al. 2014): y = 0 where u < p, else x / (1 - p), u in [0, 1) drawn per element from (seed,
+// layer, example, element within the example), so that a mask never depends on the batch and is drawn again for the
+// gradient.
 //
 // Shapes: x, y [N, S] (S elements of one example), example [N], key [2]. Layout: dense. Shared memory: none.
 // Grid: x strides over blocks of four elements, the unit of the generator, y over the images.

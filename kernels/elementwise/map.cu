@@ -1,5 +1,5 @@
-// Operations that map elements one by one: y = silu(a), y = a * silu'(b), y = a + b, y = mul * a + add, y = a rounded to T,
-// and the same written twice in a row (the batch of classifier-free guidance).
+// Operations that map elements one by one: y = silu(a), y = a * silu'(b), y = a + b, y = mul * a + add, y = a rounded
+// to T, and the same written twice in a row (the batch of classifier-free guidance).
 //
 // Shapes: any, `count` elements. Layout: dense. Shared memory: none.
 // Limit: bytes. Floor: sizeof(T) per operand and result (6 bytes an element for add in bf16), up to 10 FLOP.

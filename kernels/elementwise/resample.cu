@@ -1,5 +1,5 @@
-// Resampling by two: spread, y[2h + i, 2w + j] = scale * x[h, w] (nearest-neighbour upsampling with scale 1, the gradient of
-// average pooling with 1/4), and gather, y[h, w] = scale * sum of the 2x2 patch of x (their gradients).
+// Resampling by two: spread, y[2h + i, 2w + j] = scale * x[h, w] (nearest-neighbour upsampling with scale 1, the
+// gradient of average pooling with 1/4), and gather, y[h, w] = scale * sum of the 2x2 patch of x (their gradients).
 //
 // Shapes: small [N, H, W, C], large [N, 2H, 2W, C]. Layout: dense NHWC. Shared memory: none.
 // Grid: x strides over the vectors of a small image, y over the images.

@@ -1,4 +1,5 @@
-// Sums over the pixels of each image: y[n, c] = sum over p of x[n, p, c], the gradient of a vector added to every pixel.
+// Sums over the pixels of each image: y[n, c] = sum over p of x[n, p, c], the gradient of a vector added to every
+// pixel.
 //
 // Shapes: x [N, P, C], y [N, C]. Layout: dense NHWC. A block sums a slice of channels over a chunk of pixels; where an
 // image has several chunks, their sums go through scratch [N, chunks, C] and are added in order.

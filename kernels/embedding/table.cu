@@ -1,8 +1,8 @@
 // Rows of a table: y[n] = table[index[n]], and the gradient dtable[v] = sum of dy[n] over the n with index[n] = v.
 //
 // Shapes: table, dtable [V, E] f32; index [N] below V; y, dy [N, E]. Shared memory: none.
-// The gradient takes one block per row and 256 columns, which looks through the indices a warp at a time and adds in order
-// of n: deterministic, and rows that nobody names get their zeros. Limit: latency; V * E floats are written.
+// The gradient takes one block per row and 256 columns, which looks through the indices a warp at a time and adds in
+// order of n: deterministic, and rows that nobody names get their zeros. Limit: latency; V * E floats are written.
 
 #include "device/device.cuh"
 

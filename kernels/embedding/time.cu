@@ -1,8 +1,8 @@
-// Embeddings of a timestep: sinusoidal, [sin, cos](t * freq_i) with freq_i = exp(-ln(10000) i / (half - shift)) (Vaswani et
-// al. 2017, Ho et al. 2020), and Fourier, [sin, cos](2 pi w_i ln t) (Song et al. 2021).
+// Embeddings of a timestep: sinusoidal, [sin, cos](t * freq_i) with freq_i = exp(-ln(10000) i / (half - shift))
+// (Vaswani et al. 2017, Ho et al. 2020), and Fourier, [sin, cos](2 pi w_i ln t) (Song et al. 2021).
 //
-// Shapes: t [N] f32, turns [half] f64 (freq / 2 pi), w [half] f32, y [N, dim]. One thread computes a sine and its cosine.
-// Angles reach thousands of radians, where a float is off by 1e-4: product and reduction are in double.
+// Shapes: t [N] f32, turns [half] f64 (freq / 2 pi), w [half] f32, y [N, dim]. One thread computes a sine and its
+// cosine. Angles reach thousands of radians, where a float is off by 1e-4: product and reduction are in double.
 // Limit: launch latency; a batch of 256 at width 128 is 16,384 threads with 6 double operations each.
 
 #include "embedding/turns.cuh"

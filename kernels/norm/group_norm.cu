@@ -2,16 +2,18 @@
 //   y = silu?(((x - mean) / sqrt(variance + eps) * gamma + beta) * (1 + scale) + shift)
 // mean and variance over the pixels and the C / groups channels of a group, per image.
 //
-// Shapes: x, y [N, P, C]; gamma, beta [C] f32; scale_shift [N, 2C] or null; statistics [N, groups, 2] f32 (mean, 1/std).
+// Shapes: x, y [N, P, C]; gamma, beta [C] f32; scale_shift [N, 2C] or null; statistics [N, groups, 2] f32 (mean,
+// 1/std).
 // Layout: dense NHWC, P = H * W. V channels a thread: 16 bytes where C allows, else one.
 //
-// Two ways, chosen by the shape of one image (src/backend/gpu/lower/norm.rs), so that an image never depends on its batch:
+// Two ways, chosen by the shape of one image (src/backend/gpu/lower/norm.rs), so that an image never depends on its
+// batch:
 //   norm_fused    one block per image and slice of whole groups; the slice stays in shared memory between the passes.
 //                 Floor: one read and one write of x. Shared memory: the slice (at most 64 KiB) and the runs.
 //   norm_moments, norm_finish, norm_apply    blocks of rows; partial moments through scratch, merged in fixed order.
 //                 Floor: two reads and one write. Shared memory: the runs of one block.
-// Limit: bytes. About 12 FLOP an element and, with SiLU, an exponential and a division; at 2 bytes an element these come
-// near the memory time, so the inner loops hold nothing else.
+// Limit: bytes. About 12 FLOP an element and, with SiLU, an exponential and a division; at 2 bytes an element these
+// come near the memory time, so the inner loops hold nothing else.
 
 #include "norm/affine.cuh"
 #include "norm/apply.cuh"

@@ -1,5 +1,5 @@
-// Gradient of group normalisation. With n = (x - mean) / std, z = gain * n + offset (gain = gamma * (1 + scale), offset =
-// beta * (1 + scale) + shift), dz = dy * silu'(z), and sums per channel A = sum dz, B = sum dz * n over the pixels:
+// Gradient of group normalisation. With n = (x - mean) / std, z = gain * n + offset (gain = gamma * (1 + scale), offset
+// = beta * (1 + scale) + shift), dz = dy * silu'(z), and sums per channel A = sum dz, B = sum dz * n over the pixels:
 //   dx = (gain * dz - s0 - n * s1) / std,   s0, s1 = the group's sums of gain * A, gain * B over its number of elements
 //   dscale = gamma * B + beta * A,  dshift = A,  dgamma = sum over images (1 + scale) * B,  dbeta likewise with A
 //
@@ -7,13 +7,13 @@
 // Layout: dense NHWC, P = H * W. V channels a thread: 16 bytes where C allows, else one.
 //
 // Two ways, chosen by the shape of one image (src/backend/gpu/lower/norm.rs):
-//   norm_grad_fused    one block per image and slice of whole groups, x and dy stay in shared memory between the passes.
+//   norm_grad_fused    one block per image and slice of whole groups keeps x and dy in shared memory.
 //                      Floor: one read of x and dy, one write of dx.
 //   norm_grad_sums, norm_grad_finish, norm_grad_apply    blocks of rows; partial sums through scratch.
 //                      Floor: two reads of x and dy, one write of dx.
 // Both end with norm_grad_params, the sum over the images; every sum has a fixed order.
-// Limit: bytes. About 30 FLOP an element and, with SiLU, an exponential and a division in each pass: recomputed, because dz
-// rounded to bf16 would cost accuracy and as float more shared memory than x and dy together.
+// Limit: bytes. About 30 FLOP an element and, with SiLU, an exponential and a division in each pass: recomputed,
+// because dz rounded to bf16 would cost accuracy and as float more shared memory than x and dy together.
 
 #include "norm/affine.cuh"
 
@@ -63,7 +63,8 @@ struct Tile {
 template <int V> struct GradMap {
     float mean[V], inv_std[V], gain[V], offset[V];
 
-    template <class T> __device__ __forceinline__ void load(const NormGradArgs& args, uint32_t image, uint32_t channel) {
+    template <class T>
+    __device__ __forceinline__ void load(const NormGradArgs& args, uint32_t image, uint32_t channel) {
         load_affine<V, T>(args.affine, image, channel, args.channels, gain, offset);
         const uint32_t width = args.channels / args.groups;
         const float* statistics = args.statistics + uint64_t(image) * args.groups * 2;
@@ -122,8 +123,8 @@ template <class T> __device__ float channel_gain(const NormGradArgs& args, uint3
 // Accumulates A and B of one column over the rows of a lane; `visit` sees each row's words.
 template <class T, int V, class Visit>
 __device__ __forceinline__ void sum_column(const NormGradArgs& args, const Tile& tile, const Columns& columns,
-                                           uint32_t column, const GradMap<V>& map, const LaneSums& a_sums, const LaneSums& b_sums,
-                                           Visit visit) {
+                                           uint32_t column, const GradMap<V>& map, const LaneSums& a_sums,
+                                           const LaneSums& b_sums, Visit visit) {
     const uint64_t base = tile.offset(args) + column * V;
     const T* x = static_cast<const T*>(args.x) + base;
     const T* dy = static_cast<const T*>(args.dy) + base;
@@ -312,7 +313,8 @@ template <class T, int V> __device__ void norm_grad_fused(const NormGradArgs& ar
     }
 }
 
-// dgamma and dbeta: sums over the images. A block takes 32 channels, warp w the images w, w + 8, ..., added in that order.
+// dgamma and dbeta: sums over the images. A block takes 32 channels, warp w the images w, w + 8, ..., added in that
+// order.
 template <class T> __device__ void norm_grad_params(const NormGradArgs& args) {
     __shared__ float sums[2][8][32];
     const uint32_t channel = blockIdx.x * 32 + threadIdx.x % 32;

@@ -1,8 +1,9 @@
 // Mean and sum of squared deviations (M2) of groups of channels over a tile of rows, without cancellation.
 //
-// Sums of x and x^2 lose everything where the mean is large against the deviation. Here a thread sums deviations from its
-// first row (float, a few dozen terms), turns them into a mean and M2, and from there on only means (double) and M2 about
-// the exact mean are combined: M2 = sum of M2_i + n_i (mean_i - mean)^2 (Chan, Golub & LeVeque 1979, in two sweeps).
+// Sums of x and x^2 lose everything where the mean is large against the deviation. Here a thread sums deviations from
+// its first row (float, a few dozen terms), turns them into a mean and M2, and from there on only means (double) and M2
+// about the exact mean are combined: M2 = sum of M2_i + n_i (mean_i - mean)^2 (Chan, Golub & LeVeque 1979, in two
+// sweeps).
 #pragma once
 
 #include "device/device.cuh"
@@ -35,8 +36,8 @@ template <int V> struct ThreadMoments {
     }
 };
 
-// What a thread tells its block: the moments of each run of `width` channels, the largest power of two that divides both
-// V and a group. They lie in shared memory as [lane][run of the tile].
+// What a thread tells its block: the moments of each run of `width` channels, the largest power of two that divides
+// both V and a group. They lie in shared memory as [lane][run of the tile].
 struct Runs {
     double* mean;
     float* m2;
@@ -80,8 +81,8 @@ struct Runs {
 };
 
 // The moments of the group that spans runs first .. first + count of the tile: one warp, two sweeps in fixed order.
-__device__ __forceinline__ Moments group_moments(const Runs& runs, const Columns& columns, uint32_t rows, uint32_t first,
-                                                 uint32_t count) {
+__device__ __forceinline__ Moments group_moments(const Runs& runs, const Columns& columns, uint32_t rows,
+                                                 uint32_t first, uint32_t count) {
     const uint32_t entries = columns.lanes * count;
     double sum = 0.0;
     for (uint32_t e = threadIdx.x % 32; e < entries; e += 32) {
