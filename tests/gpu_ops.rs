@@ -3,4 +3,6 @@
 mod common;
 mod gpu {
     mod elementwise;
+    mod embedding;
+    mod norm;
 }
