@@ -194,7 +194,7 @@ fn eval(op: &Op, x: &[Tensor], out: &[Shape]) -> Vec<Vec<f64>> {
         Op::Attention { heads } => attention::attention(*heads, x[0]),
         Op::AttentionGrad { heads } => vec![attention::attention_grad(*heads, x[0], x[1])],
         Op::Noising(n) => training::noising(n, x),
-        Op::DiffusionLoss(o) => training::loss(o, x),
+        Op::DiffusionLoss { objective, noise } => training::loss(objective, *noise, x),
         Op::GlobalNorm => vec![vec![x.iter().flat_map(|t| t.data).map(|g| g * g).sum::<f64>().sqrt()]],
         Op::StepTimestep { table, batch } => sampling::timestep(table, *batch, x[0]),
         Op::SamplerStep(s) => sampling::step(s, x),
