@@ -1,6 +1,9 @@
 //! From a plan to launches: one function a kernel family, each a pure function of the node and its addresses.
 
+mod conv;
 mod elementwise;
+mod linear;
+mod tiles;
 
 use bytemuck::Pod;
 
@@ -79,6 +82,8 @@ pub(super) fn lower(plan: &Plan, limits: &DeviceLimits, addresses: Addresses) ->
 fn dispatch(ctx: &mut Lowering, node: &Node) -> Result<(), BackendError> {
     match &node.op {
         Op::Silu | Op::SiluGrad | Op::Add | Op::ToAct => elementwise::lower(ctx, node),
+        Op::Conv2d(..) | Op::ConvDgrad { .. } | Op::ConvWgrad { .. } => conv::lower(ctx, node),
+        Op::Linear(_) | Op::LinearDgrad { .. } | Op::LinearWgrad { .. } => linear::lower(ctx, node),
         op => Err(BackendError::Device {
             device: "gpu".into(),
             reason: format!("the operation {} has no kernel", op.name()),
