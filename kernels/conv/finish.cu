@@ -36,23 +36,23 @@ KERNEL(conv_finish_f32, FinishArgs, 256) { finish<float>(args); }
 KERNEL(conv_finish_bf16, FinishArgs, 256) { finish<bf16>(args); }
 
 struct SumSplitsArgs {
-    const float* partial; // [splits, dw_elements + db_elements]
+    const float* partial; // [splits, split_elements]
     float* dw;
     float* db;
     int64_t dw_elements;
     int64_t db_elements;
+    int64_t split_elements; // dw's and db's, rounded up to 16 bytes
     int64_t splits;
 };
 
 KERNEL(conv_wgrad_sum_splits_f32, SumSplitsArgs, 256) {
-    const int64_t elements = args.dw_elements + args.db_elements;
     const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (i >= elements) {
+    if (i >= args.dw_elements + args.db_elements) {
         return;
     }
     float sum = 0.0f;
     for (int64_t split = 0; split < args.splits; ++split) {
-        sum += args.partial[split * elements + i];
+        sum += args.partial[split * args.split_elements + i];
     }
     (i < args.dw_elements ? args.dw + i : args.db + (i - args.dw_elements))[0] = sum;
 }

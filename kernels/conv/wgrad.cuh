@@ -18,7 +18,7 @@ struct WgradArgs {
     const void* x;    // [N, H, W, C]
     float* dw;        // [K, R, S, C], of split 0
     float* db;        // [K], of split 0, or null
-    int64_t split_elements; // from one split's dw (db) to the next's
+    int64_t split_elements; // from one split's dw (db) to the next's, a multiple of four
     int32_t images;
     int32_t x_h, x_w, x_channels;
     int32_t dy_h, dy_w, dy_channels;

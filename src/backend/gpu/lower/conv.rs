@@ -89,6 +89,7 @@ struct SumSplitsArgs {
     db: DevicePtr,
     dw_elements: i64,
     db_elements: i64,
+    split_elements: i64,
     splits: i64,
 }
 
@@ -295,9 +296,11 @@ pub(super) fn wgrad(
     let (dw, db) = (ctx.ptr(node.outputs[0]), ctx.optional_ptr(&node.outputs, 1));
     let dw_elements = product.rows * product.columns;
     let db_elements = if db == DevicePtr::NULL { 0 } else { product.rows };
+    // Every split's dw begins on 16 bytes, as the vector stores need it.
+    let split_elements = (dw_elements + db_elements).next_multiple_of(4);
     let split = choice.splits > 1;
     let (first_dw, first_db) = if split {
-        let partial = ctx.scratch(4 * choice.splits * (dw_elements + db_elements));
+        let partial = ctx.scratch(4 * choice.splits * split_elements);
         (partial, if db_elements > 0 { partial.offset(4 * dw_elements) } else { DevicePtr::NULL })
     } else {
         (dw, db)
@@ -307,7 +310,7 @@ pub(super) fn wgrad(
         x: ctx.ptr(node.inputs[1]),
         dw: first_dw,
         db: first_db,
-        split_elements: (dw_elements + db_elements) as i64,
+        split_elements: split_elements as i64,
         images: int(x.count)?,
         x_h: int(x.height)?,
         x_w: int(x.width)?,
@@ -331,6 +334,7 @@ pub(super) fn wgrad(
             db,
             dw_elements: dw_elements as i64,
             db_elements: db_elements as i64,
+            split_elements: split_elements as i64,
             splits: choice.splits as i64,
         };
         let grid = [blocks((dw_elements + db_elements).div_ceil(FINISH_BLOCK as usize))?, 1, 1];
