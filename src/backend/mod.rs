@@ -78,6 +78,14 @@ pub enum BackendError {
         /// What it says.
         reason: String,
     },
+    /// The device does not compute in that precision.
+    #[error("--device {device} does not compute in {precision}; take --precision f32, or another device")]
+    Precision {
+        /// The name that was asked for.
+        device: &'static str,
+        /// The precision that was asked for.
+        precision: Precision,
+    },
     /// The device is not there or cannot be used.
     #[error("device {device} is not available: {reason}")]
     Unavailable {
