@@ -340,6 +340,14 @@ mod tests {
         }
     }
 
+    /// The shape with which `tests/gpu/conv.rs` compares the bits of both ways.
+    #[test]
+    fn the_way_of_launching_may_follow_the_batch() {
+        let pointwise = |images| ImageProduct { depth: 832, ..conv3x3(images, 4, 8, 64) };
+        let (one, many) = (choose(&pointwise(1)), choose(&pointwise(32)));
+        assert!(one.splits == 3 && many.splits == 1, "{one}; {many}");
+    }
+
     #[test]
     fn large_levels_take_the_large_tile() {
         let choice = choose(&conv3x3(256, 32, 256, 256));
