@@ -6,7 +6,7 @@ use super::Lowering;
 use super::tiles::{Choice, ImageProduct, PixelProduct, choose, choose_wgrad};
 use crate::backend::gpu::driver::DevicePtr;
 use crate::backend::{BackendError, Precision};
-use crate::graph::{ConvGeometry, Epilogue, Node, Op, Shape, ValueId};
+use crate::graph::{ConvGeometry, Epilogue, Node, Op, Shape};
 
 /// `struct Epilogue` of `kernels/gemm/epilogue.cuh`.
 #[derive(Clone, Copy, Pod, Zeroable)]

@@ -348,6 +348,16 @@ mod tests {
         assert!(one.splits == 3 && many.splits == 1, "{one}; {many}");
     }
 
+    /// The shapes with which `tests/gpu/conv.rs` runs the largest tile.
+    #[test]
+    fn large_tiles_are_tested() {
+        let forward = ImageProduct { depth: 32, ..conv3x3(35, 16, 8, 256) };
+        let backward = ImageProduct { narrow: false, ..forward };
+        for choice in [choose(&forward), choose(&backward), choose_wgrad(&wgrad(25, 1280, 1280))] {
+            assert_eq!(choice.tile, Tile::Large, "{choice}");
+        }
+    }
+
     #[test]
     fn large_levels_take_the_large_tile() {
         let choice = choose(&conv3x3(256, 32, 256, 256));
