@@ -2,5 +2,7 @@
 
 mod common;
 mod gpu {
+    mod conv;
     mod elementwise;
+    mod linear;
 }

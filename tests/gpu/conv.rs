@@ -4,8 +4,8 @@ use warpdiff::backend::Precision;
 use warpdiff::backend::gpu::Gpu;
 use warpdiff::graph::{ConvGeometry, Epilogue, Op};
 
-use crate::common::gpu::{check, check_both, devices};
-use crate::common::{Case, Operand, build, differentiable};
+use crate::common::gpu::{check, devices};
+use crate::common::{Case, Operand, build, cases};
 
 const SAME: ConvGeometry = ConvGeometry::SAME_3X3;
 const POINTWISE: ConvGeometry = ConvGeometry { kernel: (1, 1), stride: 1, padding: (0, 0, 0, 0) };
@@ -25,11 +25,14 @@ fn epilogue(bits: usize, scale: f64) -> Epilogue {
 }
 
 fn case(name: &str, op: Op, operands: Vec<Vec<usize>>) -> Case {
-    Case {
-        name: format!("{name} {operands:?}, {op:?}"),
-        op,
-        operands: operands.into_iter().map(Operand::Random).collect(),
-    }
+    let id = format!("{name}/{operands:?}/{op:?}");
+    Case { id, op, operands: operands.into_iter().map(Operand::Random).collect() }
+}
+
+/// The operation alone in both precisions; gradients are operations of their own here.
+fn both(case: &Case, seed: u64) {
+    check(case, Precision::F32, false, seed);
+    check(case, Precision::Bf16, false, seed);
 }
 
 fn forward(geometry: ConvGeometry, epilogue: Epilogue, [n, h, w, c]: [usize; 4], k: usize) -> Case {
@@ -55,17 +58,18 @@ fn weight_gradient(geometry: ConvGeometry, bias: bool, [n, h, w, c]: [usize; 4],
 
 /// Forward pass and both gradients in both precisions; `bits` selects what is fused to them.
 fn check_layer(geometry: ConvGeometry, bits: usize, scale: f64, size: [usize; 4], k: usize, seed: u64) {
-    check_both(&forward(geometry, epilogue(bits, scale), size, k), false, seed);
-    check_both(&data_gradient(geometry, bits & 4 != 0, size, k), false, seed);
-    check_both(&weight_gradient(geometry, bits & 1 != 0, size, k), false, seed);
+    both(&forward(geometry, epilogue(bits, scale), size, k), seed);
+    both(&data_gradient(geometry, bits & 4 != 0, size, k), seed);
+    both(&weight_gradient(geometry, bits & 1 != 0, size, k), seed);
 }
 
 #[test]
 fn shared_cases_match_the_reference() {
-    for scale in [1, 4] {
-        for (i, case) in differentiable(scale).iter().enumerate().filter(|(_, c)| matches!(c.op, Op::Conv2d(..))) {
-            check_both(case, false, i as u64);
-        }
+    let all = cases::all();
+    let family = all.iter().filter(|(case, _)| case.family() == "conv2d");
+    assert!(family.clone().count() >= 16);
+    for (i, (case, _)) in family.enumerate() {
+        both(case, i as u64);
     }
 }
 
@@ -133,8 +137,8 @@ fn image(values: &[f32], index: usize, images: usize) -> &[f32] {
 /// in `shared` the same for all of them.
 fn assert_batch_invariant(of: impl Fn(usize) -> Case, images: usize, shared: &[usize], precision: Precision) {
     let backend = Gpu::new(devices().swap_remove(0), precision);
-    let mut batch = build(&of(images), &backend, false, 10);
-    let mut alone = build(&of(1), &backend, false, 11);
+    let mut batch = build(&of(images), &backend, false, 10, precision);
+    let mut alone = build(&of(1), &backend, false, 11, precision);
     for (i, (&of_batch, &of_one)) in batch.operands.iter().zip(&alone.operands).enumerate() {
         let mut data = vec![0.0; batch.exe.plan().graph().shape(of_batch).numel()];
         batch.exe.read_f32(of_batch, &mut data).unwrap();
@@ -145,7 +149,7 @@ fn assert_batch_invariant(of: impl Fn(usize) -> Case, images: usize, shared: &[u
     alone.exe.run().unwrap();
     let (actual, expected) = (batch.exe.read_f64(batch.outputs[0]), alone.exe.read_f64(alone.outputs[0]));
     let actual = &actual[actual.len() - expected.len()..];
-    assert!(actual.iter().zip(&expected).all(|(a, e)| a.to_bits() == e.to_bits()), "{precision}: {}", of(images).name);
+    assert!(actual.iter().zip(&expected).all(|(a, e)| a.to_bits() == e.to_bits()), "{precision}: {}", of(images).id);
     assert!(expected.iter().any(|v| v.abs() > 0.1));
 }
 

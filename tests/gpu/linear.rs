@@ -1,16 +1,20 @@
 //! Linear layers: forward pass, data gradient, weight and bias gradient.
 
+use warpdiff::backend::Precision;
 use warpdiff::graph::{Epilogue, Op};
 
-use crate::common::gpu::check_both;
-use crate::common::{Case, Operand, differentiable};
+use crate::common::gpu::check;
+use crate::common::{Case, Operand, cases};
 
 fn case(name: &str, op: Op, operands: Vec<Vec<usize>>) -> Case {
-    Case {
-        name: format!("{name} {operands:?}, {op:?}"),
-        op,
-        operands: operands.into_iter().map(Operand::Random).collect(),
-    }
+    let id = format!("{name}/{operands:?}/{op:?}");
+    Case { id, op, operands: operands.into_iter().map(Operand::Random).collect() }
+}
+
+/// The operation alone in both precisions; gradients are operations of their own here.
+fn both(case: &Case, seed: u64) {
+    check(case, Precision::F32, false, seed);
+    check(case, Precision::Bf16, false, seed);
 }
 
 /// Forward pass and both gradients in both precisions. `rows` are the dimensions before the channels; `bits` selects what
@@ -25,22 +29,23 @@ fn check_layer(rows: &[usize], inputs: usize, outputs: usize, bits: usize, scale
     operands.extend(per_image.then(|| vec![rows[0], outputs]));
     operands.extend(residual.then(|| with(outputs)));
     let forward = Op::Linear(Epilogue { bias, per_image, residual, scale });
-    check_both(&case("linear", forward, operands), false, seed);
+    both(&case("linear", forward, operands), seed);
 
     let mut operands = vec![with(outputs), weight];
     operands.extend(residual.then(|| with(inputs)));
-    check_both(&case("data gradient", Op::LinearDgrad { residual }, operands), false, seed);
+    both(&case("data gradient", Op::LinearDgrad { residual }, operands), seed);
 
     let operands = vec![with(outputs), with(inputs)];
-    check_both(&case("weight gradient", Op::LinearWgrad { bias }, operands), false, seed);
+    both(&case("weight gradient", Op::LinearWgrad { bias }, operands), seed);
 }
 
 #[test]
 fn shared_cases_match_the_reference() {
-    for scale in [1, 4] {
-        for (i, case) in differentiable(scale).iter().enumerate().filter(|(_, c)| matches!(c.op, Op::Linear(_))) {
-            check_both(case, false, i as u64);
-        }
+    let all = cases::all();
+    let family = all.iter().filter(|(case, _)| case.family() == "linear");
+    assert!(family.clone().count() >= 16);
+    for (i, (case, _)) in family.enumerate() {
+        both(case, i as u64);
     }
 }
 

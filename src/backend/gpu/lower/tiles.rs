@@ -188,8 +188,9 @@ pub(super) fn choose(p: &ImageProduct) -> Choice {
     let tiles: &[Tile] = match (p.bf16, p.vector) {
         (false, _) => &[Tile::Float],
         (true, false) => &[Tile::Small],
-        (true, true) if p.narrow => &[Tile::Large, Tile::Medium, Tile::Small, Tile::Narrow],
-        (true, true) => &[Tile::Large, Tile::Medium, Tile::Small],
+        // Of equal costs the first wins: where latency decides, more and lighter blocks.
+        (true, true) if p.narrow => &[Tile::Small, Tile::Narrow, Tile::Medium, Tile::Large],
+        (true, true) => &[Tile::Small, Tile::Medium, Tile::Large],
     };
     let candidates = tiles.iter().flat_map(|&tile| {
         let (rows, columns) = tile.size();
@@ -235,7 +236,7 @@ pub(super) struct PixelProduct {
 /// Chooses tile and splits for a weight gradient. Here the splits may follow the batch: a gradient is a sum over it.
 pub(super) fn choose_wgrad(p: &PixelProduct) -> Choice {
     let (tiles, gather): (&[Tile], _) = match (p.bf16, p.vector_dy, p.vector_x) {
-        (true, true, true) => (&[Tile::Large, Tile::Small], None),
+        (true, true, true) => (&[Tile::Small, Tile::Large], None),
         (true, false, true) => (&[Tile::Small], Some("gather_dy")),
         (true, _, false) => (&[Tile::Small], Some("gather")),
         (false, true, true) => (&[Tile::Float], None),
