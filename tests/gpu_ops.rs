@@ -4,5 +4,7 @@ mod common;
 mod gpu {
     mod conv;
     mod elementwise;
+    mod embedding;
     mod linear;
+    mod norm;
 }

@@ -1,5 +1,5 @@
-// Counter-based random numbers, word for word those of src/rng.rs: Philox4x32-10 (Salmon et al., SC 2011), 24-bit uniforms
-// and Box-Muller normals in f32.
+// Counter-based random numbers, word for word those of src/rng.rs: Philox4x32-10 (Salmon et al., SC 2011), 24-bit
+// uniforms and Box-Muller normals in f32.
 #pragma once
 
 #include "device/platform.cuh"
@@ -48,9 +48,7 @@ __device__ __forceinline__ Words random_words(Key key, uint32_t tag, uint32_t sa
 __device__ __forceinline__ float unit(uint32_t word) { return float(word >> 8) * (1.0f / 16777216.0f); }
 
 // In (0, 1], so that its logarithm is finite.
-__device__ __forceinline__ float positive_unit(uint32_t word) {
-    return float((word >> 8) + 1u) * (1.0f / 16777216.0f);
-}
+__device__ __forceinline__ float positive_unit(uint32_t word) { return float((word >> 8) + 1u) * (1.0f / 16777216.0f); }
 
 // Four standard normals from four words.
 __device__ __forceinline__ void normals4(Words words, float (&z)[4]) {

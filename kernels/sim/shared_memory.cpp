@@ -1,6 +1,7 @@
 // Shared memory of a block: NaN at its start, guarded at its end.
 //
-// Dynamic shared memory ends, rounded up to its alignment, at an inaccessible page; the rest up to there is a canary. Static
+// Dynamic shared memory ends, rounded up to its alignment, at an inaccessible page; the rest up to there is a canary.
+// Static
 // __shared__ variables are thread-local ones, found by name in the symbol table of this executable or library.
 #include <algorithm>
 #include <cstdlib>
@@ -35,7 +36,8 @@ struct Region {
     unsigned char* end = nullptr;
 
     Region() {
-        void* memory = mmap(nullptr, CAPACITY + PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        void* memory =
+            mmap(nullptr, CAPACITY + PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (memory == MAP_FAILED) {
             abort();
         }
@@ -123,6 +125,16 @@ unsigned char* thread_local_segment() {
     return segment;
 }
 
+const std::vector<StaticVariable>& variables() {
+    static const std::vector<StaticVariable> variables = read_symbols();
+    return variables;
+}
+
+unsigned char* own_segment() {
+    static thread_local unsigned char* const segment = thread_local_segment();
+    return segment;
+}
+
 void set_accessible(uint32_t bytes) {
 #ifdef __SANITIZE_ADDRESS__
     __asan_unpoison_memory_region(region.end - CAPACITY, CAPACITY);
@@ -133,7 +145,7 @@ void set_accessible(uint32_t bytes) {
 #endif
 }
 
-bool poisoned(const unsigned char* first, const unsigned char* last) {
+[[maybe_unused]] bool poisoned(const unsigned char* first, const unsigned char* last) {
     return std::all_of(first, last, [](unsigned char byte) { return byte == POISON; });
 }
 
@@ -152,7 +164,8 @@ void check_dynamic_shared_canary(uint32_t bytes) {
 #ifndef __SANITIZE_ADDRESS__
     const unsigned char* past = shared_memory + bytes;
     if (!poisoned(past, region.end)) {
-        const unsigned char* at = std::find_if(past, static_cast<const unsigned char*>(region.end), [](unsigned char byte) { return byte != POISON; });
+        const unsigned char* at = std::find_if(past, static_cast<const unsigned char*>(region.end),
+                                               [](unsigned char byte) { return byte != POISON; });
         set_error(block_prefix() + "a write past the end of dynamic shared memory: byte " +
                   std::to_string(at - shared_memory) + " of " + std::to_string(bytes));
     } else if (!poisoned(shared_memory - LOWER_CANARY, shared_memory)) {
@@ -164,11 +177,15 @@ void check_dynamic_shared_canary(uint32_t bytes) {
 }
 
 void poison_static_shared() {
-    static const std::vector<StaticVariable> variables = read_symbols();
-    static thread_local unsigned char* const segment = thread_local_segment();
-    for (const StaticVariable& variable : variables) {
-        memset(segment + variable.offset, POISON, variable.bytes);
+    for (const StaticVariable& variable : variables()) {
+        memset(own_segment() + variable.offset, POISON, variable.bytes);
     }
+}
+
+bool is_static_shared_address(const void* p) {
+    return std::any_of(variables().begin(), variables().end(), [&](const StaticVariable& variable) {
+        return size_t(static_cast<const unsigned char*>(p) - own_segment()) - variable.offset < variable.bytes;
+    });
 }
 
 }

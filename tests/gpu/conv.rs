@@ -4,8 +4,8 @@ use warpdiff::backend::Precision;
 use warpdiff::backend::gpu::Gpu;
 use warpdiff::graph::{ConvGeometry, Epilogue, Op};
 
-use crate::common::gpu::{check, devices};
-use crate::common::{Case, Operand, build, cases};
+use crate::common::gpu::{check, check_families, devices};
+use crate::common::{Case, Operand, build};
 
 const SAME: ConvGeometry = ConvGeometry::SAME_3X3;
 const POINTWISE: ConvGeometry = ConvGeometry { kernel: (1, 1), stride: 1, padding: (0, 0, 0, 0) };
@@ -65,12 +65,7 @@ fn check_layer(geometry: ConvGeometry, bits: usize, scale: f64, size: [usize; 4]
 
 #[test]
 fn shared_cases_match_the_reference() {
-    let all = cases::all();
-    let family = all.iter().filter(|(case, _)| case.family() == "conv2d");
-    assert!(family.clone().count() >= 16);
-    for (i, (case, _)) in family.enumerate() {
-        both(case, i as u64);
-    }
+    check_families(&["conv2d"], 16);
 }
 
 #[test]

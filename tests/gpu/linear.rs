@@ -3,8 +3,8 @@
 use warpdiff::backend::Precision;
 use warpdiff::graph::{Epilogue, Op};
 
-use crate::common::gpu::check;
-use crate::common::{Case, Operand, cases};
+use crate::common::gpu::{check, check_families};
+use crate::common::{Case, Operand};
 
 fn case(name: &str, op: Op, operands: Vec<Vec<usize>>) -> Case {
     let id = format!("{name}/{operands:?}/{op:?}");
@@ -41,12 +41,7 @@ fn check_layer(rows: &[usize], inputs: usize, outputs: usize, bits: usize, scale
 
 #[test]
 fn shared_cases_match_the_reference() {
-    let all = cases::all();
-    let family = all.iter().filter(|(case, _)| case.family() == "linear");
-    assert!(family.clone().count() >= 16);
-    for (i, (case, _)) in family.enumerate() {
-        both(case, i as u64);
-    }
+    check_families(&["linear"], 16);
 }
 
 #[test]

@@ -58,6 +58,18 @@ impl Cuda {
     /// [`DriverError::Unavailable`] if there is no driver, no GPU that the kernels run on, or no kernels in this build; the
     /// message says what to do.
     pub fn open() -> Result<Self, DriverError> {
+        Self::with(std::env::var("WARPDIFF_SYNC").is_ok_and(|v| !v.is_empty() && v != "0"))
+    }
+
+    /// As [`Cuda::open`] with `WARPDIFF_SYNC=1`: every launch is waited for.
+    ///
+    /// # Errors
+    /// As [`Cuda::open`].
+    pub fn open_synchronous() -> Result<Self, DriverError> {
+        Self::with(true)
+    }
+
+    fn with(synchronous: bool) -> Result<Self, DriverError> {
         let found = probe::find()?;
         found.info.check()?;
         let context = Context::primary(found.device)?;
@@ -68,7 +80,7 @@ impl Cuda {
             stream: Stream::new()?,
             context,
             limits: found.info.limits,
-            synchronous: std::env::var("WARPDIFF_SYNC").is_ok_and(|v| !v.is_empty() && v != "0"),
+            synchronous,
         };
         Ok(Self { inner: Arc::new(inner) })
     }

@@ -2,7 +2,11 @@
 
 mod conv;
 mod elementwise;
+mod embedding;
+mod fast_divide;
+mod image;
 mod linear;
+mod norm;
 mod tiles;
 
 use bytemuck::Pod;
@@ -81,14 +85,33 @@ pub(super) fn lower(plan: &Plan, limits: &DeviceLimits, addresses: Addresses) ->
 
 fn dispatch(ctx: &mut Lowering, node: &Node) -> Result<(), BackendError> {
     match &node.op {
-        Op::Silu | Op::SiluGrad | Op::Add | Op::ToAct => elementwise::lower(ctx, node),
+        Op::Silu | Op::SiluGrad | Op::Add | Op::Affine { .. } | Op::ToAct | Op::RepeatBatch => {
+            elementwise::lower(ctx, node)
+        }
+        Op::AddPerImage
+        | Op::DivideByTime
+        | Op::SumPixels
+        | Op::Upsample2x
+        | Op::Upsample2xGrad
+        | Op::AvgPool2x
+        | Op::AvgPool2xGrad
+        | Op::Fir(_)
+        | Op::Concat
+        | Op::Slice { .. }
+        | Op::Dropout { .. } => image::lower(ctx, node),
+        Op::TimeEmbedding(_) | Op::FourierEmbedding | Op::Embedding | Op::EmbeddingGrad { .. } => {
+            embedding::lower(ctx, node)
+        }
+        Op::GroupNorm(_) | Op::GroupNormGrad(_) => norm::lower(ctx, node),
         Op::Conv2d(..) | Op::ConvDgrad { .. } | Op::ConvWgrad { .. } => conv::lower(ctx, node),
         Op::Linear(_) | Op::LinearDgrad { .. } | Op::LinearWgrad { .. } => linear::lower(ctx, node),
-        op => Err(BackendError::Device {
-            device: "gpu".into(),
-            reason: format!("the operation {} has no kernel", op.name()),
-        }),
+        op => Err(missing(op)),
     }
+}
+
+/// What to say about an operation that has no kernel.
+fn missing(op: &Op) -> BackendError {
+    BackendError::Device { device: "gpu".into(), reason: format!("the operation {} has no kernel", op.name()) }
 }
 
 /// What the launchers see of a plan, and where they put their launches.
@@ -120,6 +143,11 @@ impl Lowering<'_> {
     /// The suffix of kernel names: the type of the activations.
     pub fn dtype(&self) -> &'static str {
         self.precision().name()
+    }
+
+    /// Bytes of an activation.
+    pub fn act_bytes(&self) -> usize {
+        DType::Act.bytes(self.precision())
     }
 
     /// What the device offers.
