@@ -2,7 +2,9 @@
 
 mod common;
 mod gpu {
+    mod conv;
     mod elementwise;
     mod embedding;
+    mod linear;
     mod norm;
 }

@@ -1,10 +1,13 @@
 //! From a plan to launches: one function a kernel family, each a pure function of the node and its addresses.
 
+mod conv;
 mod elementwise;
 mod embedding;
 mod fast_divide;
 mod image;
+mod linear;
 mod norm;
+mod tiles;
 
 use bytemuck::Pod;
 
@@ -100,6 +103,8 @@ fn dispatch(ctx: &mut Lowering, node: &Node) -> Result<(), BackendError> {
             embedding::lower(ctx, node)
         }
         Op::GroupNorm(_) | Op::GroupNormGrad(_) => norm::lower(ctx, node),
+        Op::Conv2d(..) | Op::ConvDgrad { .. } | Op::ConvWgrad { .. } => conv::lower(ctx, node),
+        Op::Linear(_) | Op::LinearDgrad { .. } | Op::LinearWgrad { .. } => linear::lower(ctx, node),
         op => Err(missing(op)),
     }
 }
