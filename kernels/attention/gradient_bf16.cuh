@@ -2,7 +2,7 @@
 //   delta: rows = Q, dO, columns = K, V:  delta_i = sum_j P_ij dP_ij / sum_j P_ij
 //   dQ:    rows = Q, dO, columns = K, V:  dQ = scale dS K
 //   dK:    rows = K, V,  columns = Q, dO: dK = scale dS^T Q
-//   dK dV: the same, with dV = P^T dO from the same scores; head sizes to 128, whose two sums fit into registers
+// dV = P^T dO needs P alone: see weighted_sum_bf16.cuh.
 //
 // delta is summed from P and dP rather than from dO and the stored O: where the softmax is nearly one-hot, dP - delta
 // cancels, and the rounding of a bf16 O makes errors many times those of rounding the result. The division by
@@ -11,6 +11,9 @@
 // Both tiles of the rows stay in shared memory, the columns' come BN at a time, one of the two arriving while the other is
 // used: (2 rows + 2 BN) D bf16. A warp owns 16 rows; sums stay in registers, so head sizes above 256 are two blocks,
 // each with half of the columns of the result.
+//
+// dS enters its product as two bf16: rounded once, the worst element of a gradient is 2 to 3 times as wrong as rounding
+// the result makes it.
 #pragma once
 
 #include "attention/weighted_sum_bf16.cuh"
@@ -19,16 +22,13 @@
 template <int D> constexpr int GRADIENT_STEP = D <= 64 ? 64 : D <= 256 ? 32 : 16;
 
 struct DeltaRole {
-    static constexpr bool ROWS_ARE_QUERIES = true, SUM_SCORES = false, SUM_WEIGHTS = false;
+    static constexpr bool ROWS_ARE_QUERIES = true, SUMS = false;
 };
 struct QueryRole {
-    static constexpr bool ROWS_ARE_QUERIES = true, SUM_SCORES = true, SUM_WEIGHTS = false;
+    static constexpr bool ROWS_ARE_QUERIES = true, SUMS = true;
 };
 struct KeyRole {
-    static constexpr bool ROWS_ARE_QUERIES = false, SUM_SCORES = true, SUM_WEIGHTS = false;
-};
-struct KeyValueRole {
-    static constexpr bool ROWS_ARE_QUERIES = false, SUM_SCORES = true, SUM_WEIGHTS = true;
+    static constexpr bool ROWS_ARE_QUERIES = false, SUMS = true;
 };
 
 // lse and delta of one token; an absent one gets a lse that makes every weight 0.
@@ -40,17 +40,14 @@ struct TokenStatistics {
 template <class Role>
 __device__ __forceinline__ TokenStatistics token_statistics(const float* lse, const float* delta, uint32_t token,
                                                             uint32_t tokens) {
-    // delta_kernel writes delta: no read-only load.
     return {token < tokens ? __ldg(lse + token) : INFINITY,
-            Role::SUM_SCORES && token < tokens ? delta[token] : 0.0f};
+            Role::SUMS && token < tokens ? delta[token] : 0.0f};
 }
 
 template <int D, class Role> __device__ __forceinline__ void attention_gradient(const AttentionGradArgs& args) {
     constexpr int BN = GRADIENT_STEP<D>;
-    constexpr int WIDTH = Role::SUM_SCORES ? SUM_COLUMNS<D> : 16;
-    constexpr int WEIGHTED_WIDTH = Role::SUM_WEIGHTS ? D : 16;
-    constexpr uint32_t SPLITS = Role::SUM_SCORES ? COLUMN_SPLITS<D> : 1;
-    static_assert(!Role::SUM_WEIGHTS || SPLITS == 1);
+    constexpr int WIDTH = Role::SUMS ? SUM_COLUMNS<D> : 16;
+    constexpr uint32_t SPLITS = Role::SUMS ? COLUMN_SPLITS<D> : 1;
     const uint32_t head = blockIdx.y / SPLITS;
     const uint32_t block_rows = blockDim.x / 2;
     const uint32_t first_row = blockIdx.x * block_rows;
@@ -82,7 +79,6 @@ template <int D, class Role> __device__ __forceinline__ void attention_gradient(
         }
     }
     Fragment sums[WIDTH / 8] = {};
-    Fragment weighted_sums[WEIGHTED_WIDTH / 8] = {};
     float products[2] = {0.0f, 0.0f};
     float total[2] = {0.0f, 0.0f};
 
@@ -109,12 +105,10 @@ template <int D, class Role> __device__ __forceinline__ void attention_gradient(
         cp_async_wait<0>();
         __syncthreads();
         const bool last = first + BN >= args.tokens;
-        if (!Role::SUM_WEIGHTS && !last) {
+        if (!last) {
             load_tile<D>(gradient_column_tile, BN, gradient_columns, first + BN);
         }
-        if constexpr (!Role::SUM_WEIGHTS) {
-            cp_async_commit();
-        }
+        cp_async_commit();
         Fragment weights[BN / 8];
         row_products<D, BN>(weights, row_tile, warp_row, column_tile);
 #pragma unroll
@@ -125,7 +119,7 @@ template <int D, class Role> __device__ __forceinline__ void attention_gradient(
                 const bool exists = !Role::ROWS_ARE_QUERIES || column + 8 * n + e % 2 < args.tokens;
                 const float weight = exists ? exp2f(fmaf(weights[n][e], args.scale, -of.lse) * LOG2_E) : 0.0f;
                 weights[n][e] = weight;
-                if constexpr (Role::SUM_SCORES) {
+                if constexpr (Role::SUMS) {
                     gradients[n][e] = weight * (gradients[n][e] - of.delta);
                 } else {
                     products[e / 2] = fmaf(weight, gradients[n][e], products[e / 2]);
@@ -133,16 +127,9 @@ template <int D, class Role> __device__ __forceinline__ void attention_gradient(
                 }
             }
         }
-        if constexpr (Role::SUM_WEIGHTS) {
-            add_weighted<D, BN, WEIGHTED_WIDTH>(weighted_sums, weights, gradient_column_tile, 0);
-            __syncthreads();
-            if (!last) {
-                load_tile<D>(gradient_column_tile, BN, gradient_columns, first + BN);
-            }
-            cp_async_commit();
-        }
-        if constexpr (Role::SUM_SCORES) {
-            add_weighted<D, BN, WIDTH>(sums, gradients, column_tile, first_column / 8);
+        if constexpr (Role::SUMS) {
+            const unsigned char* const part = column_tile + first_column * sizeof(bf16);
+            add_weighted<D, BN, WIDTH, Weights::SPLIT>(sums, gradients, part);
         }
         __syncthreads();
         if (!last) {
@@ -152,7 +139,7 @@ template <int D, class Role> __device__ __forceinline__ void attention_gradient(
     }
 
     const uint32_t warp_first = first_row + warp_row;
-    if constexpr (!Role::SUM_SCORES) {
+    if constexpr (!Role::SUMS) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             const float mean = row_sum(products[half]) / row_sum(total[half]);
@@ -166,14 +153,10 @@ template <int D, class Role> __device__ __forceinline__ void attention_gradient(
         const float factor[2] = {args.scale, args.scale};
         const auto result = qkv_matrix(dqkv, args, Role::ROWS_ARE_QUERIES ? QUERY : KEY, head);
         store_rows<D, WIDTH>(result.columns_from(first_column, WIDTH), warp_first, row_tile, warp_row, sums, factor);
-        if constexpr (Role::SUM_WEIGHTS) {
-            const float one[2] = {1.0f, 1.0f};
-            store_rows<D, D>(qkv_matrix(dqkv, args, VALUE, head), warp_first, gradient_row_tile, warp_row, weighted_sums, one);
-        }
     }
 }
 
-// dV = P^T dO alone, for the head sizes at which dK leaves no registers for it.
+// dV = P^T dO.
 template <int D> __device__ __forceinline__ void attention_value_gradient(const AttentionGradArgs& args) {
     const uint32_t head = blockIdx.y / COLUMN_SPLITS<D>;
     const bf16* const qkv = static_cast<const bf16*>(args.qkv);

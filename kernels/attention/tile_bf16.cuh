@@ -18,30 +18,50 @@ template <int D> __device__ __forceinline__ uint32_t tile_offset(uint32_t row, u
     return row * (D * sizeof(bf16)) + (chunk ^ key) * 16;
 }
 
+// The offset `chunks` (even) chunks to the right of one that was made for an offset of 0 or 1. Few registers serve all
+// steps of an unrolled loop: one for each value of chunks % 8, the rest is an immediate of the instruction.
+__device__ __forceinline__ uint32_t tile_step(uint32_t offset, uint32_t chunks) {
+    return (offset ^ chunks % 8 * 16) + chunks / 8 * 128;
+}
+
+// Eight neighbours of a row that may begin anywhere; zeros past the last column.
+__device__ __forceinline__ Vec<bf16, 8> gather_chunk(const HeadMatrix<const bf16>& source, uint32_t token,
+                                                     uint32_t column) {
+    const bf16* const from = source.row(token) + column;
+    Vec<bf16, 8> chunk;
+#pragma unroll
+    for (uint32_t e = 0; e < 8; ++e) {
+        chunk.v[e] = column + e < source.columns ? from[e] : bf16{0};
+    }
+    return chunk;
+}
+
 // Starts to copy tokens first .. first + rows - 1 into a tile; tokens and columns that do not exist become zeros. Complete
-// after cp_async_wait and a barrier. Rows whose length is no multiple of 16 bytes are gathered by plain loads.
+// after cp_async_wait and a barrier. A warp copies whole rows, so that a lane's columns stay the same.
 template <int D>
 __device__ __forceinline__ void load_tile(unsigned char* tile, uint32_t rows, const HeadMatrix<const bf16>& source,
                                           uint32_t first) {
     constexpr uint32_t CHUNKS = D / 8;
-    const bool vector = source.vector_access;
-    for (uint32_t i = threadIdx.x; i < rows * CHUNKS; i += blockDim.x) {
-        const uint32_t row = i / CHUNKS;
-        const uint32_t column = i % CHUNKS * 8;
-        const uint32_t token = first + row;
-        unsigned char* const target = tile + tile_offset<D>(row, i % CHUNKS);
-        const bool valid = token < source.tokens && column < source.columns;
-        const bf16* const from = valid ? source.row(token) + column : source.data;
-        if (vector) {
-            cp_async_16(target, from, valid);
-            continue;
-        }
-        Vec<bf16, 8> chunk;
+    constexpr uint32_t LANES = CHUNKS < 32 ? CHUNKS : 32;
+    const uint32_t step = blockDim.x / LANES;
 #pragma unroll
-        for (uint32_t e = 0; e < 8; ++e) {
-            chunk.v[e] = valid && column + e < source.columns ? from[e] : bf16{0};
+    for (uint32_t chunk = threadIdx.x % LANES; chunk < CHUNKS; chunk += LANES) {
+        const uint32_t column = chunk * 8;
+        const bool exists = column < source.columns;
+        if (source.vector_access) {
+            const bf16* from = source.row(first + threadIdx.x / LANES) + column;
+#pragma unroll 4
+            for (uint32_t row = threadIdx.x / LANES; row < rows; row += step) {
+                cp_async_16(tile + tile_offset<D>(row, chunk), from, exists && first + row < source.tokens);
+                from += size_t(step) * source.pitch;
+            }
+        } else {
+            for (uint32_t row = threadIdx.x / LANES; row < rows; row += step) {
+                const bool valid = exists && first + row < source.tokens;
+                store_vec(reinterpret_cast<bf16*>(tile + tile_offset<D>(row, chunk)),
+                          valid ? gather_chunk(source, first + row, column) : Vec<bf16, 8>{});
+            }
         }
-        store_vec(reinterpret_cast<bf16*>(target), chunk);
     }
 }
 
@@ -50,6 +70,8 @@ template <int D, int BN>
 __device__ __forceinline__ void row_products(Fragment (&result)[BN / 8], const unsigned char* rows, uint32_t row,
                                              const unsigned char* columns) {
     const uint32_t lane = threadIdx.x % 32;
+    const uint32_t a_offset = tile_offset<D>(row + lane % 16, lane / 16);
+    const uint32_t b_offset = tile_offset<D>(lane % 8 + lane / 16 * 8, lane / 8 % 2);
 #pragma unroll
     for (int n = 0; n < BN / 8; ++n) {
 #pragma unroll
@@ -60,35 +82,46 @@ __device__ __forceinline__ void row_products(Fragment (&result)[BN / 8], const u
 #pragma unroll(D <= 128 ? D / 16 : 8)
     for (int k = 0; k < D / 16; ++k) {
         uint32_t a[4];
-        ldmatrix_x4(a, rows + tile_offset<D>(row + lane % 16, 2 * k + lane / 16));
+        ldmatrix_x4(a, rows + tile_step(a_offset, 2 * k));
 #pragma unroll
         for (int n = 0; n < BN / 16; ++n) {
             uint32_t b[4];
-            ldmatrix_x4(b, columns + tile_offset<D>(16 * n + lane % 8 + lane / 16 * 8, 2 * k + lane / 8 % 2));
+            ldmatrix_x4(b, columns + 16 * n * D * sizeof(bf16) + tile_step(b_offset, 2 * k));
             mma_m16n8k16(result[2 * n], a, b[0], b[1]);
             mma_m16n8k16(result[2 * n + 1], a, b[2], b[3]);
         }
     }
 }
 
-// sum[16 x COLUMNS] += weights[16 x BN] values[BN x COLUMNS], where the values begin at a chunk of a tile of D columns.
-// The weights are rounded to bf16.
-template <int D, int BN, int COLUMNS>
+// How a weight enters a product: rounded to bf16, or as the sum of two bf16, which keeps 16 bits for twice the products.
+enum class Weights { ROUNDED, SPLIT };
+
+// sum[16 x COLUMNS] += weights[16 x BN] values[BN x COLUMNS], where `values` is a tile of D columns, or its right half.
+template <int D, int BN, int COLUMNS, Weights WEIGHTS>
 __device__ __forceinline__ void add_weighted(Fragment (&sum)[COLUMNS / 8], const Fragment (&weights)[BN / 8],
-                                             const unsigned char* values, uint32_t first_chunk) {
-    const uint32_t lane = threadIdx.x % 32;
+                                             const unsigned char* values) {
+    const uint32_t b_offset = tile_offset<D>(threadIdx.x % 16, threadIdx.x / 16 % 2);
 #pragma unroll
     for (int k = 0; k < BN / 16; ++k) {
-        const Fragment& left = weights[2 * k];
-        const Fragment& right = weights[2 * k + 1];
-        const uint32_t a[4] = {pack_bf16x2(left[0], left[1]), pack_bf16x2(left[2], left[3]),
-                               pack_bf16x2(right[0], right[1]), pack_bf16x2(right[2], right[3])};
+        uint32_t high[4];
+        uint32_t low[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const float even = weights[2 * k + i / 2][i % 2 * 2];
+            const float odd = weights[2 * k + i / 2][i % 2 * 2 + 1];
+            high[i] = pack_bf16x2(even, odd);
+            low[i] = pack_bf16x2(even - bf16_low(high[i]), odd - bf16_high(high[i]));
+        }
 #pragma unroll
         for (int n = 0; n < COLUMNS / 16; ++n) {
             uint32_t b[4];
-            ldmatrix_x4_trans(b, values + tile_offset<D>(16 * k + lane % 16, first_chunk + 2 * n + lane / 16));
-            mma_m16n8k16(sum[2 * n], a, b[0], b[1]);
-            mma_m16n8k16(sum[2 * n + 1], a, b[2], b[3]);
+            ldmatrix_x4_trans(b, values + 16 * k * D * sizeof(bf16) + tile_step(b_offset, 2 * n));
+            mma_m16n8k16(sum[2 * n], high, b[0], b[1]);
+            mma_m16n8k16(sum[2 * n + 1], high, b[2], b[3]);
+            if constexpr (WEIGHTS == Weights::SPLIT) {
+                mma_m16n8k16(sum[2 * n], low, b[0], b[1]);
+                mma_m16n8k16(sum[2 * n + 1], low, b[2], b[3]);
+            }
         }
     }
 }

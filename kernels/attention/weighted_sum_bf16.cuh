@@ -12,11 +12,12 @@
 
 template <int D> constexpr int SUM_COLUMNS = D < 256 ? D : 256;
 template <int D> constexpr uint32_t COLUMN_SPLITS = D / SUM_COLUMNS<D>;
-// Columns a step: 64, less where two rows of tiles would not fit into 99 KB.
-template <int D> constexpr int STEP = D <= 256 ? 64 : 32;
+// Columns a step: 32 where 64 would leave no shared memory (512) or no registers (two parts of each weight) for them.
+template <int D, Weights WEIGHTS> constexpr int STEP = D <= (WEIGHTS == Weights::SPLIT ? 128 : 256) ? 64 : 32;
 
 // Softmax by rows that learns maximum and total block by block (Milakov and Gimelshein 2018). Base 2.
 struct OnlineSoftmax {
+    static constexpr Weights WEIGHTS = Weights::ROUNDED;
     float* lse;
     float scale;
     float maximum[2] = {-INFINITY, -INFINITY};
@@ -28,12 +29,14 @@ struct OnlineSoftmax {
     template <int FRAGMENTS, int SUMS>
     __device__ __forceinline__ void weigh(Fragment (&scores)[FRAGMENTS], Fragment (&sums)[SUMS], uint32_t first,
                                           uint32_t tokens) {
-        const uint32_t column = first + threadIdx.x % 4 * 2;
+        if (first + 8 * FRAGMENTS > tokens) {
+            const uint32_t column = first + threadIdx.x % 4 * 2;
 #pragma unroll
-        for (int n = 0; n < FRAGMENTS; ++n) {
+            for (int n = 0; n < FRAGMENTS; ++n) {
 #pragma unroll
-            for (int e = 0; e < 4; ++e) {
-                scores[n][e] = column + 8 * n + e % 2 < tokens ? scores[n][e] : -INFINITY;
+                for (int e = 0; e < 4; ++e) {
+                    scores[n][e] = column + 8 * n + e % 2 < tokens ? scores[n][e] : -INFINITY;
+                }
             }
         }
         const float to_log2 = scale * LOG2_E;
@@ -80,6 +83,7 @@ struct OnlineSoftmax {
 
 // Weights of a softmax over the rows' dimension whose log-sum-exp is known for each column.
 struct ColumnSoftmax {
+    static constexpr Weights WEIGHTS = Weights::SPLIT;
     const float* lse;
     float scale;
 
@@ -109,7 +113,7 @@ template <int D, class Softmax>
 __device__ __forceinline__ void weighted_sum(const HeadMatrix<const bf16>& rows, const HeadMatrix<const bf16>& columns,
                                              const HeadMatrix<const bf16>& values, Softmax softmax,
                                              const HeadMatrix<bf16>& result) {
-    constexpr int BN = STEP<D>;
+    constexpr int BN = STEP<D, Softmax::WEIGHTS>;
     constexpr int WIDTH = SUM_COLUMNS<D>;
     const uint32_t block_rows = blockDim.x / 2;
     const uint32_t first_row = blockIdx.x * block_rows;
@@ -141,7 +145,7 @@ __device__ __forceinline__ void weighted_sum(const HeadMatrix<const bf16>& rows,
         softmax.weigh(scores, sums, first, tokens);
         cp_async_wait<1>();
         __syncthreads();
-        add_weighted<WIDTH, BN, WIDTH>(sums, scores, value_tile, 0);
+        add_weighted<WIDTH, BN, WIDTH, Softmax::WEIGHTS>(sums, scores, value_tile);
         __syncthreads();
     }
     const uint32_t warp_first = first_row + warp_row;
