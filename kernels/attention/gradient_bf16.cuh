@@ -11,9 +11,6 @@
 // Both tiles of the rows stay in shared memory, the columns' come BN at a time, one of the two arriving while the other is
 // used: (2 rows + 2 BN) D bf16. A warp owns 16 rows; sums stay in registers, so head sizes above 256 are two blocks,
 // each with half of the columns of the result.
-//
-// dS enters its product as two bf16: rounded once, the worst element of a gradient is 2 to 3 times as wrong as rounding
-// the result makes it.
 #pragma once
 
 #include "attention/weighted_sum_bf16.cuh"
@@ -129,7 +126,7 @@ template <int D, class Role> __device__ __forceinline__ void attention_gradient(
         }
         if constexpr (Role::SUMS) {
             const unsigned char* const part = column_tile + first_column * sizeof(bf16);
-            add_weighted<D, BN, WIDTH, Weights::SPLIT>(sums, gradients, part);
+            add_weighted<D, BN, WIDTH>(sums, gradients, part);
         }
         __syncthreads();
         if (!last) {

@@ -79,7 +79,7 @@ __device__ __forceinline__ void row_products(Fragment (&result)[BN / 8], const u
             result[n][e] = 0.0f;
         }
     }
-#pragma unroll(D <= 128 ? D / 16 : 8)
+#pragma unroll(D <= 128 ? D / 16 : 4)
     for (int k = 0; k < D / 16; ++k) {
         uint32_t a[4];
         ldmatrix_x4(a, rows + tile_step(a_offset, 2 * k));
@@ -93,11 +93,10 @@ __device__ __forceinline__ void row_products(Fragment (&result)[BN / 8], const u
     }
 }
 
-// How a weight enters a product: rounded to bf16, or as the sum of two bf16, which keeps 16 bits for twice the products.
-enum class Weights { ROUNDED, SPLIT };
-
 // sum[16 x COLUMNS] += weights[16 x BN] values[BN x COLUMNS], where `values` is a tile of D columns, or its right half.
-template <int D, int BN, int COLUMNS, Weights WEIGHTS>
+// A weight enters as the sum of two bf16. Rounded to one, it adds an error as large as rounding the result does, and twice
+// that where the weights of a row crowd at the lower end of a power of two.
+template <int D, int BN, int COLUMNS>
 __device__ __forceinline__ void add_weighted(Fragment (&sum)[COLUMNS / 8], const Fragment (&weights)[BN / 8],
                                              const unsigned char* values) {
     const uint32_t b_offset = tile_offset<D>(threadIdx.x % 16, threadIdx.x / 16 % 2);
@@ -116,12 +115,10 @@ __device__ __forceinline__ void add_weighted(Fragment (&sum)[COLUMNS / 8], const
         for (int n = 0; n < COLUMNS / 16; ++n) {
             uint32_t b[4];
             ldmatrix_x4_trans(b, values + 16 * k * D * sizeof(bf16) + tile_step(b_offset, 2 * n));
+            mma_m16n8k16(sum[2 * n], low, b[0], b[1]);
+            mma_m16n8k16(sum[2 * n + 1], low, b[2], b[3]);
             mma_m16n8k16(sum[2 * n], high, b[0], b[1]);
             mma_m16n8k16(sum[2 * n + 1], high, b[2], b[3]);
-            if constexpr (WEIGHTS == Weights::SPLIT) {
-                mma_m16n8k16(sum[2 * n], low, b[0], b[1]);
-                mma_m16n8k16(sum[2 * n + 1], low, b[2], b[3]);
-            }
         }
     }
 }

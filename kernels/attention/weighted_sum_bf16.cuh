@@ -12,12 +12,11 @@
 
 template <int D> constexpr int SUM_COLUMNS = D < 256 ? D : 256;
 template <int D> constexpr uint32_t COLUMN_SPLITS = D / SUM_COLUMNS<D>;
-// Columns a step: 32 where 64 would leave no shared memory (512) or no registers (two parts of each weight) for them.
-template <int D, Weights WEIGHTS> constexpr int STEP = D <= (WEIGHTS == Weights::SPLIT ? 128 : 256) ? 64 : 32;
+// Columns a step: 32 where 64 would leave no registers for the sums.
+template <int D> constexpr int STEP = D <= 128 ? 64 : 32;
 
 // Softmax by rows that learns maximum and total block by block (Milakov and Gimelshein 2018). Base 2.
 struct OnlineSoftmax {
-    static constexpr Weights WEIGHTS = Weights::ROUNDED;
     float* lse;
     float scale;
     float maximum[2] = {-INFINITY, -INFINITY};
@@ -40,6 +39,7 @@ struct OnlineSoftmax {
             }
         }
         const float to_log2 = scale * LOG2_E;
+        float shrink[2];
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             float largest = maximum[half];
@@ -48,7 +48,7 @@ struct OnlineSoftmax {
                 largest = fmaxf(largest, fmaxf(scores[n][2 * half], scores[n][2 * half + 1]));
             }
             largest = row_max(largest);
-            const float shrink = exp2f((maximum[half] - largest) * to_log2);
+            shrink[half] = exp2f((maximum[half] - largest) * to_log2);
             maximum[half] = largest;
             float sum = 0.0f;
 #pragma unroll
@@ -59,11 +59,16 @@ struct OnlineSoftmax {
                     sum += scores[n][e];
                 }
             }
-            total[half] = fmaf(total[half], shrink, sum);
+            total[half] = fmaf(total[half], shrink[half], sum);
+        }
+        // Maxima seldom change after the first steps.
+        if (__any_sync(0xffffffffu, shrink[0] != 1.0f || shrink[1] != 1.0f)) {
 #pragma unroll
             for (int n = 0; n < SUMS; ++n) {
-                sums[n][2 * half] *= shrink;
-                sums[n][2 * half + 1] *= shrink;
+#pragma unroll
+                for (int e = 0; e < 4; ++e) {
+                    sums[n][e] *= shrink[e / 2];
+                }
             }
         }
     }
@@ -83,7 +88,6 @@ struct OnlineSoftmax {
 
 // Weights of a softmax over the rows' dimension whose log-sum-exp is known for each column.
 struct ColumnSoftmax {
-    static constexpr Weights WEIGHTS = Weights::SPLIT;
     const float* lse;
     float scale;
 
@@ -113,7 +117,7 @@ template <int D, class Softmax>
 __device__ __forceinline__ void weighted_sum(const HeadMatrix<const bf16>& rows, const HeadMatrix<const bf16>& columns,
                                              const HeadMatrix<const bf16>& values, Softmax softmax,
                                              const HeadMatrix<bf16>& result) {
-    constexpr int BN = STEP<D, Softmax::WEIGHTS>;
+    constexpr int BN = STEP<D>;
     constexpr int WIDTH = SUM_COLUMNS<D>;
     const uint32_t block_rows = blockDim.x / 2;
     const uint32_t first_row = blockIdx.x * block_rows;
@@ -145,7 +149,7 @@ __device__ __forceinline__ void weighted_sum(const HeadMatrix<const bf16>& rows,
         softmax.weigh(scores, sums, first, tokens);
         cp_async_wait<1>();
         __syncthreads();
-        add_weighted<WIDTH, BN, WIDTH, Softmax::WEIGHTS>(sums, scores, value_tile);
+        add_weighted<WIDTH, BN, WIDTH>(sums, scores, value_tile);
         __syncthreads();
     }
     const uint32_t warp_first = first_row + warp_row;
