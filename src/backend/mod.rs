@@ -1,10 +1,45 @@
 //! Where plans run. A [`Backend`] turns a [`Plan`] into an [`Executable`], which replays it without allocating.
 
 pub mod cpu;
+pub mod gpu;
 
+use std::fmt;
+
+use serde::Serialize;
 use thiserror::Error;
 
 use crate::graph::{ParamId, Plan, ValueId};
+
+/// The arithmetic of a backend, which decides the element type of activations ([`crate::graph::DType::Act`]).
+///
+/// Parameters, their gradients, optimiser state and the averages of the weights are f32 in either, and so are the sums
+/// inside an operation, norm statistics, softmax, losses and the states of a sampler.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// 32-bit activations and weights. The reference computes in f64 and rounds nothing.
+    #[default]
+    F32,
+    /// bf16 activations, and weights of convolutions and linear layers rounded to bf16 as they are read; everything
+    /// else as in f32. Each operation rounds its activations once, when it stores them.
+    Bf16,
+}
+
+impl Precision {
+    /// Name on the command line and in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        }
+    }
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
 
 /// What can go wrong when a plan is prepared or run.
 #[derive(Debug, Error)]
@@ -25,6 +60,32 @@ pub enum BackendError {
         /// Size that was asked for.
         bytes: usize,
     },
+    /// The memory of a device does not hold the plan.
+    #[error("{}", device_memory(*asked, *free, *batch))]
+    DeviceMemory {
+        /// Bytes of the allocation that failed.
+        asked: usize,
+        /// Bytes that were free.
+        free: usize,
+        /// The batch that would fit, if one would.
+        batch: Option<usize>,
+    },
+    /// A kernel or a call of a device failed.
+    #[error("device {device}: {reason}")]
+    Device {
+        /// Its name.
+        device: String,
+        /// What it says.
+        reason: String,
+    },
+    /// The device does not compute in that precision.
+    #[error("--device {device} does not compute in {precision}; take --precision f32, or another device")]
+    Precision {
+        /// The name that was asked for.
+        device: &'static str,
+        /// The precision that was asked for.
+        precision: Precision,
+    },
     /// The device is not there or cannot be used.
     #[error("device {device} is not available: {reason}")]
     Unavailable {
@@ -33,6 +94,14 @@ pub enum BackendError {
         /// Why, and what to do.
         reason: String,
     },
+}
+
+fn device_memory(asked: usize, free: usize, batch: Option<usize>) -> String {
+    let remedy = match batch {
+        Some(n) => format!("a batch of {n} would fit"),
+        None => "take a smaller batch, image or network".into(),
+    };
+    format!("the device has {} MiB free, one buffer needs {} MiB; {remedy}", free >> 20, asked >> 20)
 }
 
 /// The per-parameter arrays that an executable keeps.
@@ -58,7 +127,12 @@ pub trait Backend: Send + Sync {
     /// Name on the command line.
     fn name(&self) -> &'static str;
 
-    /// Prepares a plan: allocates everything that its runs will need.
+    /// The arithmetic of the executables it makes.
+    fn precision(&self) -> Precision {
+        Precision::F32
+    }
+
+    /// Prepares a plan: lays it out for the backend's precision and allocates everything that its runs will need.
     ///
     /// # Errors
     /// If the memory or the device is not there.

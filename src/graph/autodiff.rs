@@ -128,6 +128,7 @@ impl Tape<'_> {
                 self.emit(Op::EmbeddingGrad { vocabulary }, &[dy, x[1]], &x[..1])
             }
             Op::Upsample2x => self.emit(Op::Upsample2xGrad, &[dy], x),
+            Op::Fir(f) => self.emit(Op::Fir(f.transposed()), &[dy], x),
             Op::AvgPool2x => self.emit(Op::AvgPool2xGrad, &[dy], x),
             Op::Concat => {
                 let mut start = 0;
@@ -153,6 +154,8 @@ impl Tape<'_> {
                 Ok(())
             }
             Op::Affine { mul, .. } => self.emit(Op::Affine { mul: *mul, add: 0.0 }, &[dy], x),
+            // The rounding's slope is 1, and a gradient that reaches an image is an activation anyway.
+            Op::ToAct => self.accumulate(x[0], dy),
             Op::DivideByTime => self.emit(Op::DivideByTime, &[dy, x[1]], &x[..1]),
             Op::Dropout { .. } => self.emit(op.clone(), &[dy, x[1], x[2]], &x[..1]),
             _ => Err(GraphError::NotDifferentiable { op: op.name() }),
