@@ -1,0 +1,47 @@
+//! Operations on the CUDA kernels, judged by the tolerance rule.
+
+use std::sync::Arc;
+
+use super::{Case, cases, compare_on};
+use warpdiff::backend::gpu::Gpu;
+use warpdiff::backend::gpu::driver::Driver;
+use warpdiff::backend::gpu::driver::sim::{Async, Options, Schedule, Sim, Variant};
+use warpdiff::backend::{Backend, Precision};
+
+/// The simulator under three schedules; with `WARPDIFF_SIM=race` or `asan` one of its checking builds.
+pub fn devices() -> Vec<Arc<dyn Driver>> {
+    let variant = match std::env::var("WARPDIFF_SIM").as_deref() {
+        Ok("race") => Some(Variant::Race),
+        Ok("asan") => Some(Variant::Asan),
+        Ok(other) => panic!("WARPDIFF_SIM is {other:?}, neither race nor asan"),
+        Err(_) => None,
+    };
+    if let Some(variant) = variant {
+        return vec![Arc::new(Sim::open(variant, Options::default()).unwrap())];
+    }
+    let schedules =
+        [(Schedule::Fifo, Async::Eager), (Schedule::Lifo, Async::Late), (Schedule::RandomPriority, Async::Random)];
+    let sim = |(schedule, asynchronous)| {
+        Arc::new(Sim::new(Options { schedule, asynchronous, seed: 7, threads: 0 })) as Arc<dyn Driver>
+    };
+    schedules.map(sim).into()
+}
+
+/// Checks an operation, with its gradients where `gradients` is set, in one precision on every device.
+pub fn check(case: &Case, precision: Precision, gradients: bool, seed: u64) {
+    let gpus: Vec<Gpu> = devices().into_iter().map(|driver| Gpu::new(driver, precision)).collect();
+    let backends: Vec<&dyn Backend> = gpus.iter().map(|gpu| gpu as &dyn Backend).collect();
+    let compared = compare_on(case, &backends, gradients, seed).unwrap();
+    assert!(compared > usize::from(gradients), "{}: {compared} results compared", case.id);
+}
+
+/// [`check`] in both precisions for every shared case of the families, of which there must be at least `count`.
+pub fn check_families(families: &[&str], count: usize) {
+    let of_family = |(case, _): &(Case, bool)| families.contains(&case.family());
+    let cases: Vec<(Case, bool)> = cases::all().into_iter().filter(of_family).collect();
+    assert!(cases.len() >= count, "{families:?}: {} cases", cases.len());
+    for (i, (case, gradients)) in cases.iter().enumerate() {
+        check(case, Precision::F32, *gradients, i as u64);
+        check(case, Precision::Bf16, *gradients, i as u64);
+    }
+}

@@ -1,0 +1,6 @@
+//! Every operation of the CUDA kernels against the f64 reference, in the simulator.
+
+mod common;
+mod gpu {
+    mod elementwise;
+}
