@@ -2,5 +2,6 @@
 
 mod common;
 mod gpu {
+    mod attention;
     mod elementwise;
 }
