@@ -235,7 +235,8 @@ mod tests {
                 let class = head_class(head_size, &BF16_CLASSES).unwrap();
                 for images in [1, 256] {
                     let problem = Problem { images, tokens: 256, heads: 1, head_size };
-                    for tiles in [weighted_sum_tiles(class), gradient_tiles(class, false), gradient_tiles(class, true)] {
+                    for tiles in [weighted_sum_tiles(class), gradient_tiles(class, false), gradient_tiles(class, true)]
+                    {
                         let g = bf16_geometry(&problem, &tiles, &limits(device));
                         assert!(g.shared <= device.1, "{head_size} on {device:?}: {g:?}");
                         assert!(g.grid[0] * (g.threads / 2) >= 256);
