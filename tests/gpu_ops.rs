@@ -2,6 +2,7 @@
 
 mod common;
 mod gpu {
+    mod attention;
     mod conv;
     mod elementwise;
     mod embedding;

@@ -1,5 +1,6 @@
 //! From a plan to launches: one function a kernel family, each a pure function of the node and its addresses.
 
+mod attention;
 mod conv;
 mod elementwise;
 mod embedding;
@@ -85,6 +86,7 @@ pub(super) fn lower(plan: &Plan, limits: &DeviceLimits, addresses: Addresses) ->
 
 fn dispatch(ctx: &mut Lowering, node: &Node) -> Result<(), BackendError> {
     match &node.op {
+        Op::Attention { .. } | Op::AttentionGrad { .. } => attention::lower(ctx, node),
         Op::Silu | Op::SiluGrad | Op::Add | Op::Affine { .. } | Op::ToAct | Op::RepeatBatch => {
             elementwise::lower(ctx, node)
         }
