@@ -16,7 +16,7 @@ fn objective(b: &mut Built, operand: usize, x: &[f32], dy: &[f64]) -> f64 {
 fn every_operation_matches_finite_differences() {
     let mut checked = 0;
     for (seed, case) in differentiable(1).iter().enumerate() {
-        let mut b = build(case, &Reference, true, seed as u64);
+        let mut b = build(case, &Reference::default(), true, seed as u64);
         let dy = b.exe.read_f64(b.dy.unwrap());
         for operand in 0..b.operands.len() {
             let Some(gradient) = b.gradients[operand] else { continue };

@@ -140,6 +140,7 @@ fn requests_that_make_no_sense() {
     refused(1, &["step"], &[&model, "--steps", "0"]);
     refused(1, &["num"], &[&model, "--num", "18446744073709551615", "--out", &place.arg("a.npz")]);
     refused(1, &["eta"], &[&model, "--sampler", "ddim", "--steps", "2", "--eta=-1"]);
+    refused(2, &["--device cpu does not compute in bf16", "--precision f32"], &[&model, "--precision", "bf16"]);
     for device in ["cuda", "sim"] {
         refused(2, &[device, "--device cpu"], &[&model, "--device", device]);
     }

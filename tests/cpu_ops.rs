@@ -12,7 +12,7 @@ const GRADIENT: f64 = 1e-4;
 
 fn compare(case: &Case, cpu: &Cpu, gradients: bool, seed: u64) {
     let mut actual = build(case, cpu, gradients, seed);
-    let mut expected = build(case, &Reference, gradients, seed);
+    let mut expected = build(case, &Reference::default(), gradients, seed);
     actual.exe.run().unwrap();
     expected.exe.run().unwrap();
     let forward = actual.outputs.iter().zip(&expected.outputs).map(|(a, e)| (*a, *e, FORWARD));

@@ -114,7 +114,7 @@ fn reference_and_cpu_draw_the_same_images() {
         let cpu = Cpu::new(Some(2)).unwrap();
         for sampler in SAMPLERS {
             let draw = |on: &dyn Backend| draw(&model, sampler, 2.5, 2, 2, 11, on);
-            let (fast, exact) = (draw(&cpu), draw(&Reference));
+            let (fast, exact) = (draw(&cpu), draw(&Reference::default()));
             let worst = fast.iter().zip(&exact).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             println!("{sampler}, {:?}: worst difference {worst:e}", config.sample_size);
             assert!(worst < 1e-5, "{sampler}: {worst:e}");
@@ -164,7 +164,7 @@ fn a_run_leaves_nothing_behind() {
         let (h, w) = config.height_width().unwrap();
         let program = ForwardProgram::new(&config, Batch { n: 2, h, w }, false).unwrap();
         let step = training(&config, 2);
-        for backend in [&Cpu::new(Some(2)).unwrap() as &dyn Backend, &Reference] {
+        for backend in [&Cpu::new(Some(2)).unwrap() as &dyn Backend, &Reference::default()] {
             let mut exe = backend.compile(program.plan.clone()).unwrap();
             load_random(exe.as_mut(), 1);
             let first = forward(exe.as_mut(), &program, 1);
@@ -193,7 +193,7 @@ fn a_sampler_that_ran_before_draws_the_same_images() {
         batch: 3,
     };
     for kind in SAMPLERS {
-        for backend in [&Cpu::new(Some(2)).unwrap() as &dyn Backend, &Reference] {
+        for backend in [&Cpu::new(Some(2)).unwrap() as &dyn Backend, &Reference::default()] {
             let mut sampler = Sampler::new(&model, options(kind), backend).unwrap();
             let mut run = |range| bits(&sampler.run(range, &mut |_, _| true).unwrap());
             let first = run(0..3);

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use warpdiff::backend::{Backend, cpu::Cpu};
+use warpdiff::backend::{Backend, Precision, cpu::Cpu};
 use warpdiff::io::{HostTensor, TensorData, TensorFile, TensorView, safetensors_write};
 use warpdiff::reference::Reference;
 use warpdiff::verify::{CheckReport, Status, find_cases, verify_case};
@@ -30,7 +30,30 @@ fn every_check_passes_on_the_cpu() {
 
 #[test]
 fn every_check_passes_on_the_reference() {
-    assert_eq!(run_all(&cases(), &Reference), CHECKS);
+    assert_eq!(run_all(&cases(), &Reference::default()), CHECKS);
+}
+
+/// The recorded bf16 tolerances, of which the rounding reference must stay clear and f32 must be far.
+#[test]
+fn rounding_to_bf16_stays_within_the_recorded_tolerances() {
+    let reference = Reference::new(Precision::Bf16);
+    let (mut passed, mut rounded) = (0, 0);
+    for case in find_cases(&cases()).unwrap() {
+        for r in verify_case(&case, &reference).unwrap() {
+            match r.status {
+                Status::Pass => {
+                    assert_eq!(r.kind, "forward");
+                    passed += 1;
+                    // An f64 result would be a thousand times closer.
+                    rounded += usize::from(r.error.unwrap() > 5e-4);
+                }
+                Status::Skip => assert_eq!(r.reason, "has no tolerance for bf16"),
+                Status::Fail => panic!("{r:?}"),
+            }
+        }
+    }
+    println!("{passed} forward checks");
+    assert!(passed > 20 && rounded == passed, "{rounded} of {passed}");
 }
 
 #[test]

@@ -39,7 +39,7 @@ fn differentiate(config: &UNetConfig, fused: bool) -> (usize, BTreeMap<String, V
         fuse(&mut graph);
     }
     let nodes = graph.nodes().len();
-    let mut exe = Reference.compile(Plan::new(graph)).unwrap();
+    let mut exe = Reference::default().compile(Plan::new(graph)).unwrap();
     load_random(exe.as_mut(), 3);
     for (value, seed) in [(x, 1), (dy, 2)] {
         let len = exe.plan().graph().shape(value).numel();
@@ -91,7 +91,7 @@ impl Step {
         let options =
             TrainingOptions { objective: Arc::new(objective), optimizer: None, inputs: TrainingInputs::Given };
         let program = TrainingProgram::new(config, Batch { n, h, w }, &options).unwrap();
-        let mut exe = Reference.compile(program.plan.clone()).unwrap();
+        let mut exe = Reference::default().compile(program.plan.clone()).unwrap();
         let given = program.given.unwrap();
         for (value, seed) in [(program.x0, 1), (given.x_t, 2), (given.eps, 3)] {
             let len = exe.plan().graph().shape(value).numel();

@@ -2,9 +2,43 @@
 
 pub mod cpu;
 
+use std::fmt;
+
+use serde::Serialize;
 use thiserror::Error;
 
 use crate::graph::{ParamId, Plan, ValueId};
+
+/// The arithmetic of a backend, which decides the element type of activations ([`crate::graph::DType::Act`]).
+///
+/// Parameters, their gradients, optimiser state and the averages of the weights are f32 in either, and so are the sums
+/// inside an operation, norm statistics, softmax, losses and the states of a sampler.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// 32-bit activations and weights. The reference computes in f64 and rounds nothing.
+    #[default]
+    F32,
+    /// bf16 activations, and weights of convolutions and linear layers rounded to bf16 as they are read; everything
+    /// else as in f32. Each operation rounds its activations once, when it stores them.
+    Bf16,
+}
+
+impl Precision {
+    /// Name on the command line and in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        }
+    }
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
 
 /// What can go wrong when a plan is prepared or run.
 #[derive(Debug, Error)]
@@ -24,6 +58,14 @@ pub enum BackendError {
     Memory {
         /// Size that was asked for.
         bytes: usize,
+    },
+    /// The device does not compute in that precision.
+    #[error("--device {device} does not compute in {precision}; take --precision f32, or another device")]
+    Precision {
+        /// The name that was asked for.
+        device: &'static str,
+        /// The precision that was asked for.
+        precision: Precision,
     },
     /// The device is not there or cannot be used.
     #[error("device {device} is not available: {reason}")]
@@ -58,7 +100,12 @@ pub trait Backend: Send + Sync {
     /// Name on the command line.
     fn name(&self) -> &'static str;
 
-    /// Prepares a plan: allocates everything that its runs will need.
+    /// The arithmetic of the executables it makes.
+    fn precision(&self) -> Precision {
+        Precision::F32
+    }
+
+    /// Prepares a plan: lays it out for the backend's precision and allocates everything that its runs will need.
     ///
     /// # Errors
     /// If the memory or the device is not there.

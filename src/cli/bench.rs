@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::device::DeviceArgs;
 use super::presets::Preset;
-use crate::backend::{Backend, Executable, Store};
+use crate::backend::{Backend, Executable, Precision, Store};
 use crate::diffusion::{
     BetaConfig, LossWeighting, Objective, PredictionType, Schedule, TrainingObjective, VarianceType,
 };
@@ -56,6 +56,7 @@ struct UnetArgs {
 #[derive(Serialize)]
 struct Report {
     device: String,
+    precision: Precision,
     results: Vec<Row>,
 }
 
@@ -104,7 +105,7 @@ pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
         results.push(row);
     }
     if let Some(path) = &args.json {
-        let report = Report { device: backend.name().into(), results };
+        let report = Report { device: backend.name().into(), precision: backend.precision(), results };
         let text = serde_json::to_string_pretty(&report)?;
         fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
     }

@@ -1,8 +1,9 @@
-//! `--device` and `--threads`.
+//! `--device`, `--precision` and `--threads`.
 
+use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
 
-use crate::backend::{Backend, BackendError, cpu::Cpu};
+use crate::backend::{Backend, BackendError, Precision, cpu::Cpu};
 use crate::reference::Reference;
 
 /// Where to run.
@@ -18,12 +19,29 @@ pub(super) enum Device {
     Cuda,
 }
 
+impl ValueEnum for Precision {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Precision::F32, Precision::Bf16]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        let help = match self {
+            Precision::F32 => "32-bit activations and weights (f64 on the reference)",
+            Precision::Bf16 => "bf16 activations and weights, f32 sums and master weights; not on the CPU",
+        };
+        Some(PossibleValue::new(self.name()).help(help))
+    }
+}
+
 /// Options of every command that computes.
 #[derive(Clone, Copy, Debug, Args)]
 pub(super) struct DeviceArgs {
     /// Where to run.
     #[arg(long, value_enum, default_value = "cpu")]
     pub device: Device,
+    /// Arithmetic of the network.
+    #[arg(long, value_enum, default_value = "f32")]
+    pub precision: Precision,
     /// CPU threads; as many as there are cores by default. Results do not depend on it.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
@@ -39,7 +57,10 @@ impl DeviceArgs {
             })
         };
         match self.device {
-            Device::Ref => Ok(Box::new(Reference)),
+            Device::Ref => Ok(Box::new(Reference::new(self.precision))),
+            Device::Cpu if self.precision != Precision::F32 => {
+                Err(BackendError::Precision { device: "cpu", precision: self.precision })
+            }
             Device::Cpu => Ok(Box::new(Cpu::new(self.threads.map(usize::from))?)),
             Device::Sim => missing("sim"),
             Device::Cuda => missing("cuda"),

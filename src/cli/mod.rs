@@ -18,6 +18,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::backend::BackendError;
+
 /// Exit code of a run that could not start: a device that is not there, an input that cannot be read.
 const UNUSABLE: u8 = 2;
 
@@ -83,8 +85,8 @@ fn message(error: &anyhow::Error) -> String {
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {
-    match error.downcast_ref::<crate::backend::BackendError>() {
-        Some(crate::backend::BackendError::Unavailable { .. }) => UNUSABLE,
+    match error.downcast_ref::<BackendError>() {
+        Some(BackendError::Unavailable { .. } | BackendError::Precision { .. }) => UNUSABLE,
         _ => 1,
     }
 }

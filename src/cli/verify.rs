@@ -5,17 +5,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use clap::ValueEnum;
 use serde::Serialize;
 
 use super::device::DeviceArgs;
+use crate::backend::Precision;
 use crate::verify::{CheckReport, Status, find_cases, verify_case};
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum Precision {
-    F32,
-}
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -24,9 +18,6 @@ pub(super) struct Args {
     paths: Vec<PathBuf>,
     #[command(flatten)]
     device: DeviceArgs,
-    /// Arithmetic; the tolerances are those of the case for it.
-    #[arg(long, value_enum, default_value = "f32")]
-    precision: Precision,
     /// Write the results here, too.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -70,7 +61,7 @@ pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
     let count = |status| checks.iter().filter(|c| c.status == status).count();
     let report = Report {
         device: backend.name().into(),
-        precision: args.precision,
+        precision: backend.precision(),
         passed: count(Status::Pass),
         failed: count(Status::Fail),
         skipped: count(Status::Skip),

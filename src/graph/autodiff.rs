@@ -153,6 +153,8 @@ impl Tape<'_> {
                 Ok(())
             }
             Op::Affine { mul, .. } => self.emit(Op::Affine { mul: *mul, add: 0.0 }, &[dy], x),
+            // The rounding's slope is 1, and a gradient that reaches an image is an activation anyway.
+            Op::ToAct => self.accumulate(x[0], dy),
             Op::DivideByTime => self.emit(Op::DivideByTime, &[dy, x[1]], &x[..1]),
             Op::Dropout { .. } => self.emit(op.clone(), &[dy, x[1], x[2]], &x[..1]),
             _ => Err(GraphError::NotDifferentiable { op: op.name() }),

@@ -1,10 +1,13 @@
 //! Output shapes of every operation, and the checks on its inputs.
 
-use super::{DType, GraphError, Op, Shape, op::Epilogue};
+use super::{DType, GraphError, LossNoise, Op, Shape, op::Epilogue};
 
 /// Shapes and types of the outputs of `op`, or what is wrong with its inputs.
 pub(super) fn infer(op: &Op, inputs: &[(Shape, DType)]) -> Result<Vec<(Shape, DType)>, GraphError> {
-    Check { op, inputs }.outputs()
+    let check = Check { op, inputs };
+    let outputs = check.outputs()?;
+    check.types()?;
+    Ok(outputs)
 }
 
 struct Check<'a> {
@@ -39,6 +42,20 @@ impl Check<'_> {
         let s = self.shape(index);
         self.require(s.rank() == 4, || format!("input {index} must be [N,H,W,C], is {s}"))?;
         Ok(s)
+    }
+
+    fn types(&self) -> Result<(), GraphError> {
+        let expected = self.op.operand_types(self.inputs.len());
+        let wrong = expected.iter().zip(self.inputs).position(|(e, (_, actual))| e != actual);
+        match wrong {
+            None => Ok(()),
+            Some(operand) => Err(GraphError::Type {
+                op: self.op.name(),
+                operand,
+                expected: expected[operand],
+                actual: self.inputs[operand].1,
+            }),
+        }
     }
 
     /// Checks the epilogue's inputs, which begin at input 2, against the output shape.
@@ -221,7 +238,7 @@ impl Check<'_> {
                 })?;
                 act(x.with_channels(*len))
             }
-            Op::Silu | Op::Affine { .. } => {
+            Op::Silu | Op::Affine { .. } | Op::ToAct => {
                 self.count(1)?;
                 act(self.shape(0))
             }
@@ -256,18 +273,33 @@ impl Check<'_> {
                 self.count(1)?;
                 act(self.shape(0).with_batch(2 * self.shape(0).batch()))
             }
-            Op::Noising(_) => {
+            Op::Noising(n) => {
                 self.count(3)?;
                 let x = self.image(0)?;
-                vec![(x, Act), ([x.batch()].into(), F32), (x, Act)]
+                self.expect(1, "example index", [x.batch()].into())?;
+                self.expect(2, "key", [2].into())?;
+                let mut out = vec![(x, Act), ([x.batch()].into(), F32)];
+                if n.eps {
+                    out.push((x, F32));
+                }
+                out
             }
-            Op::DiffusionLoss(objective) => {
+            Op::DiffusionLoss { objective, noise } => {
                 self.count(5)?;
                 let (out, x) = (self.image(0)?, self.image(1)?);
                 let channels = x.channels() * if objective.learned_variance() { 2 } else { 1 };
                 self.expect(0, "model output", x.with_channels(channels))?;
-                self.expect(2, "x_t", x)?;
-                self.expect(3, "eps", x)?;
+                match noise {
+                    LossNoise::Given => {
+                        self.expect(2, "x_t", x)?;
+                        self.expect(3, "eps", x)?;
+                    }
+                    LossNoise::Redrawn => {
+                        self.expect(2, "example index", [x.batch()].into())?;
+                        self.expect(3, "key", [2].into())?;
+                    }
+                }
+                self.expect(4, "t", [x.batch()].into())?;
                 vec![([x.batch(), 3].into(), F32), (out, Act)]
             }
             Op::StepTimestep { batch, .. } => {

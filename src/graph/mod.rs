@@ -12,10 +12,13 @@ pub mod op;
 pub mod param;
 pub mod plan;
 mod shape;
+mod types;
 
 use thiserror::Error;
 
-pub use op::{AdamW, ConvGeometry, Epilogue, GroupNorm, NoiseSource, Op};
+use crate::backend::Precision;
+
+pub use op::{AdamW, ConvGeometry, Epilogue, GroupNorm, LossNoise, NoiseSource, Op};
 pub use param::{ParamId, ParamLayout, ParamPart, ParamSpec};
 pub use plan::{Place, Plan, Region};
 pub use shape::Shape;
@@ -33,6 +36,18 @@ pub enum GraphError {
         /// What does not fit.
         detail: String,
     },
+    /// An operand has another element type than the operation reads.
+    #[error("{op}: operand {operand} must be {expected:?}, is {actual:?}")]
+    Type {
+        /// Name of the operation.
+        op: &'static str,
+        /// Position of the operand.
+        operand: usize,
+        /// What the operation reads.
+        expected: DType,
+        /// What it was given.
+        actual: DType,
+    },
     /// A value that has no gradient rule was differentiated.
     #[error("{op} cannot be differentiated")]
     NotDifferentiable {
@@ -46,10 +61,20 @@ pub enum GraphError {
 pub enum DType {
     /// Activations: f32, or bf16 under `--precision bf16`.
     Act,
-    /// Always at least f32: statistics, losses, gradients of parameters.
+    /// Always at least f32: parameters and their gradients, statistics, losses, timesteps, states of a sampler.
     F32,
     /// 32-bit integers: labels, counters, the key of the random generator.
     I32,
+}
+
+impl DType {
+    /// Bytes of one element.
+    pub fn bytes(self, precision: Precision) -> usize {
+        match (self, precision) {
+            (DType::Act, Precision::Bf16) => 2,
+            (DType::Act, Precision::F32) | (DType::F32 | DType::I32, _) => 4,
+        }
+    }
 }
 
 /// A value of a [`Graph`].
@@ -206,7 +231,7 @@ impl Graph {
     /// Appends an operation; returns its results.
     ///
     /// # Errors
-    /// [`GraphError::Shape`] if the operands do not fit the operation.
+    /// [`GraphError::Shape`] or [`GraphError::Type`] if the operands do not fit the operation.
     pub fn push(&mut self, op: Op, inputs: &[ValueId]) -> Result<Vec<ValueId>, GraphError> {
         let typed: Vec<_> = inputs.iter().map(|&v| (self.value(v).shape, self.value(v).dtype)).collect();
         let types = infer::infer(&op, &typed)?;
@@ -234,6 +259,7 @@ impl Graph {
     /// writes it: true of the elementwise operations that this exists for.
     pub fn bind(&mut self, value: ValueId, state: ValueId) {
         debug_assert_eq!(self.shape(value), self.shape(state));
+        debug_assert_eq!(self.value(value).dtype, self.value(state).dtype);
         debug_assert_eq!(self.value(state).source, Source::State);
         self.bindings.push((value, state));
     }

@@ -103,11 +103,32 @@ pub struct SamplerStep {
     pub noise: NoiseSource,
 }
 
-/// Forward noising tables: row t holds `(sqrt(alpha_bar_t), sqrt(1 - alpha_bar_t))`.
+/// Forward noising, x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps, in one pass.
+///
+/// t and eps are drawn from (seed, example index), in full precision.
 #[derive(Clone, Debug)]
 pub struct Noising {
-    /// Coefficients of x_0 and eps per timestep.
+    /// Row t holds `(sqrt(alpha_bar_t), sqrt(1 - alpha_bar_t))`, the coefficients of x_0 and eps.
     pub rows: Arc<Vec<(f64, f64)>>,
+    /// Whether eps is a result, too. The loss does not need it: see [`LossNoise::Redrawn`].
+    pub eps: bool,
+}
+
+impl Noising {
+    /// Noising by a schedule's alpha_bars.
+    pub fn new(alpha_bars: &[f64], eps: bool) -> Self {
+        Self { rows: Arc::new(alpha_bars.iter().map(|a| (a.sqrt(), (1.0 - a).sqrt())).collect()), eps }
+    }
+}
+
+/// Where the loss takes x_t and eps from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LossNoise {
+    /// Both are operands.
+    Given,
+    /// Computed again from (seed, example index), as [`Op::Noising`] drew them but in full precision whatever the
+    /// activations are, so that eps never lies in memory.
+    Redrawn,
 }
 
 /// AdamW with global-norm clipping and an exponential moving average, over all parameters at once.
@@ -234,13 +255,22 @@ pub enum Op {
         /// Distinguishes the dropout layers of a network.
         layer: u32,
     },
-    /// `x [N,..] -> [2N,..]`: the batch twice, for classifier-free guidance.
+    /// `x [..] -> x`: an f32 value rounded to an activation, the way of states and images into the network.
+    ToAct,
+    /// `x [N,..] -> [2N,..]`: an f32 batch twice, as activations, for classifier-free guidance.
     RepeatBatch,
-    /// `x0 [N,H,W,C], example_index [N], key [2] -> x_t [N,H,W,C], t [N], eps [N,H,W,C]`; t and eps are drawn.
+    /// `x0 [N,H,W,C], example_index [N], key [2] -> x_t [N,H,W,C], t [N], (eps [N,H,W,C])`: x_t an activation, t and
+    /// eps f32.
     Noising(Noising),
-    /// `out [N,H,W,C or 2C], x0, x_t, eps, t [N] -> per-example (loss, simple, vb) [N,3], dout`;
-    /// the loss is the mean over the batch, dout its gradient.
-    DiffusionLoss(Arc<TrainingObjective>),
+    /// `out [N,H,W,C or 2C], x0, .., t [N] -> per-example (loss, simple, vb) [N,3], dout`; the loss is the mean over the
+    /// batch, dout its gradient. Between x0 and t: `x_t, eps` if they are given, `example_index [N], key [2]` if they
+    /// are drawn again.
+    DiffusionLoss {
+        /// What is minimised.
+        objective: Arc<TrainingObjective>,
+        /// Where x_t and eps come from.
+        noise: LossNoise,
+    },
     /// `step [1] -> t [N]`: the timestep of a row of a step table, for every sample.
     StepTimestep {
         /// One row of coefficients per step.
@@ -290,9 +320,10 @@ impl Op {
             Op::Affine { .. } => "affine",
             Op::DivideByTime => "divide_by_time",
             Op::Dropout { .. } => "dropout",
+            Op::ToAct => "to_act",
             Op::RepeatBatch => "repeat_batch",
             Op::Noising(_) => "noising",
-            Op::DiffusionLoss(_) => "diffusion_loss",
+            Op::DiffusionLoss { .. } => "diffusion_loss",
             Op::StepTimestep { .. } => "step_timestep",
             Op::SamplerStep(_) => "sampler_step",
             Op::Advance => "advance",

@@ -3,7 +3,8 @@
 //! Values with overlapping lifetimes never overlap in memory; others share one arena. Larger values are placed first,
 //! each at the lowest free offset, which comes close to the lower bound for networks with long skip connections.
 
-use super::{DType, Graph, Source, ValueId};
+use super::{Graph, Source, ValueId};
+use crate::backend::Precision;
 
 /// Alignment of every value in bytes: a multiple of all vector widths and of a GPU's memory transactions.
 pub const ALIGN: usize = 256;
@@ -42,6 +43,7 @@ impl Place {
 #[derive(Clone, Debug)]
 pub struct Plan {
     graph: Graph,
+    precision: Precision,
     places: Vec<Option<Place>>,
     param_places: Vec<Place>,
     persistent_bytes: usize,
@@ -53,21 +55,28 @@ pub struct Plan {
 impl Plan {
     /// Lays out a graph for 32-bit activations.
     pub fn new(graph: Graph) -> Self {
-        let mut places = vec![None; graph.values.len()];
-        let (param_places, param_bytes) = place_params(&graph);
-        for (value, place) in graph.param_values.iter().zip(&param_places) {
-            places[value.index()] = Some(*place);
-        }
-        let mut grad_bytes = 0;
-        for (grad, place) in graph.grads.iter().zip(&param_places) {
-            if let Some(v) = grad {
-                places[v.index()] = Some(Place { region: Region::Grads, ..*place });
-                grad_bytes = param_bytes;
-            }
-        }
-        let persistent_bytes = place_persistent(&graph, &mut places);
-        let arena_bytes = place_arena(&graph, &mut places);
-        Self { graph, places, param_places, persistent_bytes, param_bytes, grad_bytes, arena_bytes }
+        Self::with_precision(graph, Precision::F32)
+    }
+
+    /// Lays out a graph for the activations of a precision.
+    pub fn with_precision(graph: Graph, precision: Precision) -> Self {
+        let mut layout = Layout { places: vec![None; graph.values.len()], graph: &graph, precision };
+        let (param_places, param_bytes) = layout.place_params();
+        let grad_bytes = layout.place_grads(&param_places, param_bytes);
+        let persistent_bytes = layout.place_persistent();
+        let arena_bytes = layout.place_arena();
+        let places = layout.places;
+        Self { graph, precision, places, param_places, persistent_bytes, param_bytes, grad_bytes, arena_bytes }
+    }
+
+    /// The same graph laid out for another precision.
+    pub fn relaid(self, precision: Precision) -> Self {
+        if self.precision == precision { self } else { Self::with_precision(self.graph, precision) }
+    }
+
+    /// What the activations were laid out for.
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// The graph that was laid out.
@@ -101,47 +110,100 @@ impl Plan {
     }
 }
 
-fn bytes(graph: &Graph, value: ValueId) -> usize {
-    let v = graph.value(value);
-    let element = match v.dtype {
-        DType::Act | DType::F32 | DType::I32 => 4,
-    };
-    v.shape.numel() * element
-}
-
 fn aligned(bytes: usize) -> usize {
     bytes.next_multiple_of(ALIGN)
 }
 
-fn place_params(graph: &Graph) -> (Vec<Place>, usize) {
-    let mut offset = 0;
-    let places = graph
-        .param_values
-        .iter()
-        .map(|&v| {
-            let len = bytes(graph, v);
-            let place = Place { region: Region::Params, offset, len };
-            offset += aligned(len);
-            place
-        })
-        .collect();
-    (places, offset)
+/// A plan in the making.
+struct Layout<'a> {
+    graph: &'a Graph,
+    precision: Precision,
+    places: Vec<Option<Place>>,
 }
 
-/// Places inputs and states, and the values bound to states where these are.
-fn place_persistent(graph: &Graph, places: &mut [Option<Place>]) -> usize {
-    let mut offset = 0;
-    for (i, value) in graph.values.iter().enumerate() {
-        if matches!(value.source, Source::Input | Source::State) {
-            let len = bytes(graph, ValueId(i as u32));
-            places[i] = Some(Place { region: Region::Persistent, offset, len });
+impl Layout<'_> {
+    fn bytes(&self, value: ValueId) -> usize {
+        let v = self.graph.value(value);
+        v.shape.numel() * v.dtype.bytes(self.precision)
+    }
+
+    fn place_params(&mut self) -> (Vec<Place>, usize) {
+        let mut offset = 0;
+        let mut places = Vec::with_capacity(self.graph.param_values.len());
+        for &v in &self.graph.param_values {
+            let len = self.bytes(v);
+            let place = Place { region: Region::Params, offset, len };
             offset += aligned(len);
+            self.places[v.index()] = Some(place);
+            places.push(place);
         }
+        (places, offset)
     }
-    for (value, state) in &graph.bindings {
-        places[value.index()] = places[state.index()];
+
+    /// Gives every gradient the place of its parameter; returns the size of their region.
+    fn place_grads(&mut self, param_places: &[Place], param_bytes: usize) -> usize {
+        let mut grad_bytes = 0;
+        for (grad, place) in self.graph.grads.iter().zip(param_places) {
+            if let Some(v) = grad {
+                debug_assert_eq!(self.bytes(*v), place.len);
+                self.places[v.index()] = Some(Place { region: Region::Grads, ..*place });
+                grad_bytes = param_bytes;
+            }
+        }
+        grad_bytes
     }
-    offset
+
+    /// Places inputs and states, and the values bound to states where these are.
+    fn place_persistent(&mut self) -> usize {
+        let mut offset = 0;
+        for (i, value) in self.graph.values.iter().enumerate() {
+            if matches!(value.source, Source::Input | Source::State) {
+                let len = self.bytes(ValueId(i as u32));
+                self.places[i] = Some(Place { region: Region::Persistent, offset, len });
+                offset += aligned(len);
+            }
+        }
+        for (value, state) in &self.graph.bindings {
+            self.places[value.index()] = self.places[state.index()];
+        }
+        offset
+    }
+
+    fn place_arena(&mut self) -> usize {
+        let lives = lifetimes(self.graph);
+        let mut waiting: Vec<(ValueId, Lifetime, usize)> = lives
+            .iter()
+            .enumerate()
+            .filter(|(i, _)| self.places[*i].is_none())
+            .filter_map(|(i, life)| {
+                let v = ValueId(i as u32);
+                life.map(|l| (v, l, aligned(self.bytes(v))))
+            })
+            .collect();
+        waiting.sort_by_key(|&(v, _, size)| (std::cmp::Reverse(size), v));
+        let mut placed: Vec<(Lifetime, usize, usize)> = Vec::new();
+        let mut total = 0;
+        for (value, life, size) in waiting {
+            let mut busy: Vec<(usize, usize)> = placed
+                .iter()
+                .filter(|(l, ..)| l.first <= life.last && life.first <= l.last)
+                .map(|&(_, offset, size)| (offset, offset + size))
+                .collect();
+            busy.sort_unstable();
+            let mut offset = 0;
+            for (start, end) in busy {
+                if start >= offset + size {
+                    break;
+                }
+                offset = offset.max(end);
+            }
+            placed.push((life, offset, size));
+            total = total.max(offset + size);
+            let len = self.bytes(value);
+            self.places[value.index()] = Some(Place { region: Region::Arena, offset, len });
+        }
+        total
+    }
 }
 
 /// First and last node that touches a value.
@@ -171,41 +233,6 @@ fn lifetimes(graph: &Graph) -> Vec<Option<Lifetime>> {
     lives
 }
 
-fn place_arena(graph: &Graph, places: &mut [Option<Place>]) -> usize {
-    let lives = lifetimes(graph);
-    let mut waiting: Vec<(ValueId, Lifetime, usize)> = lives
-        .iter()
-        .enumerate()
-        .filter(|(i, _)| places[*i].is_none())
-        .filter_map(|(i, life)| {
-            let v = ValueId(i as u32);
-            life.map(|l| (v, l, aligned(bytes(graph, v))))
-        })
-        .collect();
-    waiting.sort_by_key(|&(v, _, size)| (std::cmp::Reverse(size), v));
-    let mut placed: Vec<(Lifetime, usize, usize)> = Vec::new();
-    let mut total = 0;
-    for (value, life, size) in waiting {
-        let mut busy: Vec<(usize, usize)> = placed
-            .iter()
-            .filter(|(l, ..)| l.first <= life.last && life.first <= l.last)
-            .map(|&(_, offset, size)| (offset, offset + size))
-            .collect();
-        busy.sort_unstable();
-        let mut offset = 0;
-        for (start, end) in busy {
-            if start >= offset + size {
-                break;
-            }
-            offset = offset.max(end);
-        }
-        placed.push((life, offset, size));
-        total = total.max(offset + size);
-        places[value.index()] = Some(Place { region: Region::Arena, offset, len: bytes(graph, value) });
-    }
-    total
-}
-
 /// Checks that no two values that live at the same time overlap; returns the first pair that does.
 ///
 /// Values bound to a state may lie on it.
@@ -229,7 +256,35 @@ pub fn find_overlap(plan: &Plan) -> Option<(ValueId, ValueId)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::graph::Op;
+    use crate::graph::{DType, Op};
+
+    #[test]
+    fn only_activations_shrink_under_bf16() {
+        let mut graph = Graph::new();
+        let x = graph.input("x", [1, 4, 4, 25], DType::Act);
+        let t = graph.input("t", [1, 4, 4, 25], DType::F32);
+        let w = graph.param(crate::graph::ParamSpec::plain("w", &[7, 25]));
+        let y = graph.linear(x, w, None).unwrap();
+        let z = graph.silu(y).unwrap();
+        graph.keep(z);
+        let wide = Plan::new(graph.clone());
+        let narrow = wide.clone().relaid(Precision::Bf16);
+        assert_eq!((wide.precision(), narrow.precision()), (Precision::F32, Precision::Bf16));
+        let len = |plan: &Plan, v| plan.place(v).unwrap().len;
+        for v in [x, y, z] {
+            assert_eq!(2 * len(&narrow, v), len(&wide, v));
+        }
+        for v in [t, w] {
+            assert_eq!(len(&narrow, v), len(&wide, v));
+        }
+        let bytes = |plan: &Plan| [Region::Persistent, Region::Params, Region::Arena].map(|r| plan.region_bytes(r));
+        // Each value rounded up to 256 bytes: 400 and 112 activations, 400 and 175 f32.
+        assert_eq!(bytes(&wide), [1792 + 1792, 768, 512 + 512]);
+        assert_eq!(bytes(&narrow), [1024 + 1792, 768, 256 + 256]);
+        assert_eq!(find_overlap(&narrow), None);
+        let again = narrow.relaid(Precision::F32);
+        assert_eq!(bytes(&again), bytes(&wide));
+    }
 
     #[test]
     fn a_planted_overlap_is_found() {

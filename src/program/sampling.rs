@@ -71,7 +71,7 @@ impl SamplingProgram {
 
         let timestep = Op::StepTimestep { table: Arc::clone(&options.table), batch: evaluations };
         let t = graph.apply(timestep, &[step])?;
-        let network_x = if options.guidance.is_some() { graph.apply(Op::RepeatBatch, &[x])? } else { x };
+        let network_x = graph.apply(if options.guidance.is_some() { Op::RepeatBatch } else { Op::ToAct }, &[x])?;
         let net = build(&mut graph, config, UNetInputs { x: network_x, t, class, dropout: None })?;
         let sampler = Op::SamplerStep(SamplerStep {
             table: Arc::clone(&options.table),

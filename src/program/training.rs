@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{Batch, check_channels, class_input, class_value};
 use crate::diffusion::TrainingObjective;
 use crate::graph::autodiff::backward;
-use crate::graph::op::Noising;
+use crate::graph::op::{LossNoise, Noising};
 use crate::graph::{AdamW, DType, Graph, Op, Plan, ValueId, fuse::fuse};
 use crate::unet::{ConfigError, DropoutInputs, UNetConfig, UNetInputs, build};
 
@@ -85,30 +85,33 @@ impl TrainingProgram {
         }
         let mut graph = Graph::new();
         let shape = [batch.n, batch.h, batch.w, config.in_channels];
-        let x0 = graph.input("x0", shape, DType::Act);
+        let x0 = graph.input("x0", shape, DType::F32);
         let example_index = graph.input("example_index", [batch.n], DType::I32);
         let key = graph.input("key", [2], DType::I32);
         let hyper = graph.input("hyper", [AdamW::HYPER], DType::F32);
         let class = class_input(&mut graph, config, batch.n);
 
-        let (x_t, t, eps, given) = match options.inputs {
+        let (network_x, t, given) = match options.inputs {
             TrainingInputs::Drawn => {
-                let rows = &objective.schedule().alpha_bars;
-                let rows = rows.iter().map(|a| (a.sqrt(), (1.0 - a).sqrt())).collect();
-                let noising = Op::Noising(Noising { rows: Arc::new(rows) });
+                let noising = Op::Noising(Noising::new(&objective.schedule().alpha_bars, false));
                 let drawn = graph.push(noising, &[x0, example_index, key])?;
-                (drawn[0], drawn[1], drawn[2], None)
+                (drawn[0], drawn[1], None)
             }
             TrainingInputs::Given => {
-                let x_t = graph.input("x_t", shape, DType::Act);
-                let eps = graph.input("eps", shape, DType::Act);
+                let x_t = graph.input("x_t", shape, DType::F32);
+                let eps = graph.input("eps", shape, DType::F32);
                 let t = graph.input("t", [batch.n], DType::F32);
-                (x_t, t, eps, Some(Given { x_t, eps, t }))
+                (graph.apply(Op::ToAct, &[x_t])?, t, Some(Given { x_t, eps, t }))
             }
         };
         let dropout = Some(DropoutInputs { example_index, key });
-        let net = build(&mut graph, config, UNetInputs { x: x_t, t, class, dropout })?;
-        let loss = graph.push(Op::DiffusionLoss(Arc::clone(objective)), &[net.out, x0, x_t, eps, t])?;
+        let net = build(&mut graph, config, UNetInputs { x: network_x, t, class, dropout })?;
+        let (noise, [a, b]) = match given {
+            Some(g) => (LossNoise::Given, [g.x_t, g.eps]),
+            None => (LossNoise::Redrawn, [example_index, key]),
+        };
+        let loss = Op::DiffusionLoss { objective: Arc::clone(objective), noise };
+        let loss = graph.push(loss, &[net.out, x0, a, b, t])?;
         graph.keep(loss[0]);
         graph.keep(net.out);
         graph.keep(loss[1]);

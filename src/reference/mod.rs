@@ -1,16 +1,23 @@
 //! The oracle: every operation as naive f64 loops, written to be obviously right.
 //!
 //! It keeps one vector per value and ignores the memory plan, so that it also judges the planner.
+//!
+//! With [`Precision::Bf16`] it is the yardstick of bf16 kernels: it rounds what such a backend holds in bf16 (activations
+//! as an operation stores them, weights of convolutions and linear layers as they are read) and nothing inside an
+//! operation.
 
 mod attention;
 mod conv;
 mod norm;
 mod pointwise;
+mod rounding;
 mod sampling;
 mod training;
 
-use crate::backend::{Backend, BackendError, Executable, Store, check_length};
-use crate::graph::{AdamW, DType, Op, ParamId, Plan, Shape, Source, ValueId};
+use std::borrow::Cow;
+
+use crate::backend::{Backend, BackendError, Executable, Precision, Store, check_length};
+use crate::graph::{AdamW, DType, Node, Op, ParamId, Plan, Shape, Source, ValueId};
 
 /// An operand: shape and elements.
 #[derive(Clone, Copy)]
@@ -34,14 +41,28 @@ impl Tensor<'_> {
 
 /// The backend of `--device ref`.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Reference;
+pub struct Reference {
+    precision: Precision,
+}
+
+impl Reference {
+    /// The f64 reference, or with [`Precision::Bf16`] the one that rounds as a bf16 backend must.
+    pub fn new(precision: Precision) -> Self {
+        Self { precision }
+    }
+}
 
 impl Backend for Reference {
     fn name(&self) -> &'static str {
         "ref"
     }
 
+    fn precision(&self) -> Precision {
+        self.precision
+    }
+
     fn compile(&self, plan: Plan) -> Result<Box<dyn Executable>, BackendError> {
+        let plan = plan.relaid(self.precision);
         let graph = plan.graph();
         let persistent = |v: &crate::graph::Value| matches!(v.source, Source::Input | Source::State);
         let values =
@@ -80,6 +101,26 @@ impl RefExecutable {
         }
     }
 
+    /// The elements of a value as the backend holds them.
+    fn stored(&self, value: ValueId, mut data: Vec<f64>) -> Vec<f64> {
+        let rounds = self.plan.precision() == Precision::Bf16 && self.plan.graph().value(value).dtype == DType::Act;
+        if rounds {
+            data.iter_mut().for_each(|v| *v = rounding::bf16_nearest(*v));
+        }
+        data
+    }
+
+    /// An operand as the operation reads it.
+    fn operand(&self, node: &Node, index: usize) -> Cow<'_, [f64]> {
+        let data = self.data(node.inputs[index]);
+        let has_weight =
+            matches!(node.op, Op::Conv2d(..) | Op::ConvDgrad { .. } | Op::Linear(_) | Op::LinearDgrad { .. });
+        if has_weight && index == 1 && self.plan.precision() == Precision::Bf16 {
+            return data.iter().map(|&v| rounding::bf16_nearest(v)).collect();
+        }
+        Cow::Borrowed(data)
+    }
+
     /// AdamW (Loshchilov & Hutter 2019) after clipping by the global norm, then the moving average.
     fn adamw(&mut self, o: &AdamW, inputs: &[ValueId]) {
         let norm = self.values[inputs[0].index()][0];
@@ -109,7 +150,7 @@ impl Executable for RefExecutable {
 
     fn write_f32(&mut self, value: ValueId, data: &[f32]) -> Result<(), BackendError> {
         check_length(self.name(value), self.values[value.index()].len(), data.len())?;
-        self.values[value.index()] = data.iter().map(|&x| f64::from(x)).collect();
+        self.values[value.index()] = self.stored(value, data.iter().map(|&x| f64::from(x)).collect());
         Ok(())
     }
 
@@ -157,13 +198,14 @@ impl Executable for RefExecutable {
                 continue;
             }
             let graph = self.plan.graph();
+            let operands: Vec<Cow<[f64]>> = (0..node.inputs.len()).map(|i| self.operand(&node, i)).collect();
             let inputs: Vec<Tensor> =
-                node.inputs.iter().map(|&v| Tensor { shape: graph.shape(v), data: self.data(v) }).collect();
+                (node.inputs.iter().zip(&operands)).map(|(&v, data)| Tensor { shape: graph.shape(v), data }).collect();
             let shapes: Vec<Shape> = node.outputs.iter().map(|&v| graph.shape(v)).collect();
             let results = eval(&node.op, &inputs, &shapes);
             for (v, data) in node.outputs.iter().zip(results) {
                 debug_assert_eq!(data.len(), graph.shape(*v).numel(), "{}", node.op.name());
-                self.values[v.index()] = data;
+                self.values[v.index()] = self.stored(*v, data);
             }
             for &(value, state) in self.plan.graph().bindings() {
                 if node.outputs.contains(&value) {
@@ -194,7 +236,7 @@ fn eval(op: &Op, x: &[Tensor], out: &[Shape]) -> Vec<Vec<f64>> {
         Op::Attention { heads } => attention::attention(*heads, x[0]),
         Op::AttentionGrad { heads } => vec![attention::attention_grad(*heads, x[0], x[1])],
         Op::Noising(n) => training::noising(n, x),
-        Op::DiffusionLoss(o) => training::loss(o, x),
+        Op::DiffusionLoss { objective, noise } => training::loss(objective, *noise, x),
         Op::GlobalNorm => vec![vec![x.iter().flat_map(|t| t.data).map(|g| g * g).sum::<f64>().sqrt()]],
         Op::StepTimestep { table, batch } => sampling::timestep(table, *batch, x[0]),
         Op::SamplerStep(s) => sampling::step(s, x),

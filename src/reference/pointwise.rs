@@ -58,6 +58,7 @@ pub(super) fn eval(op: &Op, x: &[Tensor], out: Shape) -> Vec<f64> {
             x[0].data.iter().enumerate().map(|(i, v)| v / x[1].data[i / sample]).collect()
         }
         Op::Dropout { p, layer } => dropout(*p, *layer, x),
+        Op::ToAct => x[0].data.to_vec(),
         Op::RepeatBatch => x[0].data.iter().chain(x[0].data).copied().collect(),
         _ => unreachable!("{} is not a pointwise operation", op.name()),
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::case::{Case, Check};
-use super::{Measured, VerifyError, relative_error};
+use super::{Measured, VerifyError, relative_error, tolerance_key};
 use crate::backend::{Backend, Executable};
 use crate::diffusion::StepTable;
 use crate::graph::{NoiseSource, ValueId};
@@ -41,7 +41,7 @@ fn run_forward(
 pub(super) fn forward(case: &Case, check: Check, backend: &dyn Backend) -> Result<Measured, VerifyError> {
     let (exe, program) = run_forward(case, check, backend, false)?;
     let error = relative_error(&read(exe.as_ref(), program.out), &check.output("sample")?);
-    Ok(Measured::new(error, check.get("tol_rel_fp32")?, "model output"))
+    Ok(Measured::new(error, check.get(tolerance_key(backend.precision()))?, "model output"))
 }
 
 /// Compares the submodules' results; names the first that is off.

@@ -168,9 +168,10 @@ pub fn build(case: &Case, backend: &dyn Backend, gradients: bool, seed: u64) -> 
         .operands
         .iter()
         .enumerate()
-        .map(|(i, o)| match o {
+        .zip(case.op.operand_types(case.operands.len()))
+        .map(|((i, o), dtype)| match o {
             Operand::Random(dims) | Operand::Positive(dims) => {
-                graph.input(&format!("operand{i}"), dims.as_slice(), DType::Act)
+                graph.input(&format!("operand{i}"), dims.as_slice(), dtype)
             }
             Operand::Integers(data) => graph.input(&format!("operand{i}"), [data.len()], DType::I32),
         })

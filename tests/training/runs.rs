@@ -57,7 +57,7 @@ fn cpu_and_reference_agree() {
             let mut trainer = start_with(backend, config, scheduler, digits(), options, &path).unwrap();
             finish(&mut trainer)
         };
-        let (cpu, reference) = (run(&cpu(2), "cpu"), run(&Reference, "ref"));
+        let (cpu, reference) = (run(&cpu(2), "cpu"), run(&Reference::default(), "ref"));
         for (c, r) in cpu.iter().zip(&reference) {
             for (name, a, b) in
                 [("loss", c.loss, r.loss), ("simple", c.simple, r.simple), ("grad_norm", c.grad_norm, r.grad_norm)]

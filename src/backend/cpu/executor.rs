@@ -7,7 +7,7 @@ use super::layers::{Layer, epilogue};
 use super::memory::{Buffer, Memory, Span, is_integer, spans};
 use super::{attention, norm, optimizer, pointwise, sampling, training};
 use crate::backend::{BackendError, Executable, Store, check_length};
-use crate::graph::{Node, NoiseSource, Op, ParamId, Plan, Region, ValueId};
+use crate::graph::{LossNoise, Node, NoiseSource, Op, ParamId, Plan, Region, ValueId};
 
 /// A plan with its memory, ready to run.
 pub(super) struct CpuExecutable {
@@ -178,11 +178,17 @@ impl CpuExecutable {
                     self.memory.split([inp(0), inp(1), inp(2)], [out(0), out(1), out(2)]);
                 training::noising(n, x0, bytemuck::cast_slice(example), key_of(key), training::Noised { x_t, t, eps });
             }
-            Op::DiffusionLoss(o) => {
-                let ([out_, x0, x_t, eps, t], [losses, dout]) =
+            Op::DiffusionLoss { objective, noise } => {
+                let ([out_, x0, a, b, t], [losses, dout]) =
                     self.memory.split([inp(0), inp(1), inp(2), inp(3), inp(4)], [out(0), out(1)]);
-                let operands = training::LossOperands { out: out_, x0, x_t, eps, t };
-                training::loss(o, operands, shape(node.inputs[1]).channels(), losses, dout);
+                let noise = match noise {
+                    LossNoise::Given => training::Noise::Given { x_t: a, eps: b },
+                    LossNoise::Redrawn => {
+                        training::Noise::Redrawn { examples: bytemuck::cast_slice(a), key: key_of(b), room: workspace }
+                    }
+                };
+                let operands = training::LossOperands { out: out_, x0, noise, t };
+                training::loss(objective, operands, shape(node.inputs[1]).channels(), losses, dout);
             }
             Op::StepTimestep { table, .. } => {
                 let ([step], [t]) = self.memory.split([inp(0)], [out(0)]);
@@ -271,6 +277,7 @@ fn workspace(plan: &Plan, node: &Node, threads: usize) -> usize {
         Op::AttentionGrad { heads } => {
             attention::Geometry::new(shape(node.inputs[1]), *heads).backward_workspace(threads)
         }
+        Op::DiffusionLoss { noise: LossNoise::Redrawn, .. } => 2 * shape(node.inputs[1]).numel(),
         Op::SamplerStep(_) => 2 * shape(node.inputs[0]).numel(),
         Op::GlobalNorm => 2 * optimizer::partial_sums(plan.region_bytes(Region::Grads) / 4),
         _ => 0,

@@ -61,6 +61,7 @@ impl Backend for Cpu {
     }
 
     fn compile(&self, plan: Plan) -> Result<Box<dyn Executable>, BackendError> {
+        let plan = plan.relaid(self.precision());
         Ok(Box::new(executor::CpuExecutable::new(plan, Arc::clone(&self.pool))?))
     }
 }
