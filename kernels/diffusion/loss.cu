@@ -1,8 +1,8 @@
 // The training loss of each example and its gradient: loss = w_t MSE(out, target) + vb_weight * bound, in bits per dimension
 // (2006.11239, eq. 14; 2102.09672, section 3.1), dout = d mean(loss) / d out.
 //
-// Shapes: x0, x_t, eps [N,H,W,C] and out, dout [N,H,W,C or 2C] in the activation type, t [N] and losses [N,3] in f32:
-// (loss, L_simple, bound). Without eps the kernel draws it again from its counter, and x_t follows from it.
+// Shapes: out, dout [N,H,W,C or 2C] in the activation type; x0, x_t, eps [N,H,W,C], t [N] and losses [N,3], (loss, L_simple,
+// bound), in f32. Without eps the kernel draws it again from its counter, and x_t follows from it.
 // Layout: dense NHWC. A block takes one chunk of one image; images of several chunks are added up by a second launch, in
 // order, so that an example's numbers do not depend on its batch. Shared memory: 128 bytes.
 // The squared error is f32, the bound f64: see bound.cuh.
@@ -31,9 +31,9 @@ struct LossRow {
 
 struct LossArgs {
     const void* out;
-    const void* x0;
-    const void* x_t;
-    const void* eps;
+    const float* x0;
+    const float* x_t;
+    const float* eps;
     const uint32_t* example_index;
     const uint32_t* key;
     const float* t;
@@ -117,13 +117,13 @@ __device__ void loss(const LossArgs& args) {
         const Quad quad = quad_at(example, chunk * args.chunk_quads + i, args.image_elements);
         if (quad.count == 0) break;
         float model[QUAD], v[QUAD] = {}, x0[QUAD], x_t[QUAD], eps[QUAD], d_model[QUAD] = {}, d_v[QUAD] = {};
-        load_quad<T>(args.x0, quad, args.whole, x0);
+        load_quad<float>(args.x0, quad, args.whole, x0);
         if constexpr (REDRAWN) {
             const uint32_t index = args.example_index[example];
             normals4(random_words(load_key(args.key), stream::training_noise, index, 0, quad.index), eps);
         } else {
-            load_quad<T>(args.eps, quad, args.whole, eps);
-            if constexpr (BOUND) load_quad<T>(args.x_t, quad, args.whole, x_t);
+            load_quad<float>(args.eps, quad, args.whole, eps);
+            if constexpr (BOUND) load_quad<float>(args.x_t, quad, args.whole, x_t);
         }
         Strided places = {};
         if (learned) {

@@ -1,15 +1,15 @@
 // Forward noising: x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps (2006.11239, eq. 4), with t and eps drawn here.
 //
-// Shapes: x0, x_t [N,H,W,C] in the activation type; t [N] and, if it is asked for, eps [N,H,W,C] in f32.
+// Shapes: x0 [N,H,W,C], t [N] and, if it is asked for, eps [N,H,W,C] in f32; x_t [N,H,W,C] in the activation type.
 // Layout: dense NHWC. A thread makes four elements of one image, which is what one Philox call yields; an image has the
 // same blocks in every batch. Shared memory: 4 bytes.
-// Limit: arithmetic. Floor: 4 bytes an element in bf16 (8 in f32), against about 40 integer and 20 float instructions
+// Limit: arithmetic. Floor: 6 bytes an element in bf16 (8 in f32), against about 40 integer and 20 float instructions
 // a normal, of which four share a Philox call.
 
 #include "diffusion/quad.cuh"
 
 struct NoisingArgs {
-    const void* x0;
+    const float* x0;
     const uint32_t* example_index;
     const uint32_t* key;
     const Vec<float, 2>* rows;  // (sqrt(alpha_bar_t), sqrt(1 - alpha_bar_t))
@@ -38,7 +38,7 @@ __device__ void noising(const NoisingArgs& args) {
     if (quad.count == 0) return;
     const Vec<float, 2> row = args.rows[drawn];
     float x[QUAD], eps[QUAD];
-    load_quad<T>(args.x0, quad, args.whole, x);
+    load_quad<float>(args.x0, quad, args.whole, x);
     normals4(random_words(key, stream::training_noise, example, 0, quad.index), eps);
     for (int i = 0; i < QUAD; i++) x[i] = row.v[0] * x[i] + row.v[1] * eps[i];
     store_quad<T>(args.x_t, quad, args.whole, x);
