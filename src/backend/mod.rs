@@ -1,6 +1,7 @@
 //! Where plans run. A [`Backend`] turns a [`Plan`] into an [`Executable`], which replays it without allocating.
 
 pub mod cpu;
+pub mod gpu;
 
 use std::fmt;
 
@@ -67,6 +68,24 @@ pub enum BackendError {
         /// The precision that was asked for.
         precision: Precision,
     },
+    /// The memory of a device does not hold the plan.
+    #[error("{}", device_memory(*asked, *free, *batch))]
+    DeviceMemory {
+        /// Bytes of the allocation that failed.
+        asked: usize,
+        /// Bytes that were free.
+        free: usize,
+        /// The batch that would fit, if one would.
+        batch: Option<usize>,
+    },
+    /// A kernel or a call of a device failed.
+    #[error("device {device}: {reason}")]
+    Device {
+        /// Its name.
+        device: String,
+        /// What it says.
+        reason: String,
+    },
     /// The device is not there or cannot be used.
     #[error("device {device} is not available: {reason}")]
     Unavailable {
@@ -75,6 +94,14 @@ pub enum BackendError {
         /// Why, and what to do.
         reason: String,
     },
+}
+
+fn device_memory(asked: usize, free: usize, batch: Option<usize>) -> String {
+    let remedy = match batch {
+        Some(n) => format!("a batch of {n} would fit"),
+        None => "take a smaller batch, image or network".into(),
+    };
+    format!("the device has {} MiB free, one buffer needs {} MiB; {remedy}", free >> 20, asked >> 20)
 }
 
 /// The per-parameter arrays that an executable keeps.

@@ -1,11 +1,13 @@
 //! `warpdiff info`: what this machine and a model offer.
 
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Result;
 
 use crate::backend::cpu::{Cpu, isa};
+use crate::backend::gpu::kernels;
 use crate::graph::{Region, cost};
 use crate::model::ModelFolder;
 use crate::program::{Batch, ForwardProgram};
@@ -14,13 +16,20 @@ use crate::train::TrainingState;
 #[derive(clap::Args)]
 pub(super) struct Args {
     /// A model folder to describe.
+    #[arg(conflicts_with = "kernels")]
     model: Option<PathBuf>,
+    /// List the CUDA kernels of this build, and what each takes of the hardware.
+    #[arg(long)]
+    kernels: bool,
     /// Print as JSON.
     #[arg(long)]
     json: bool,
 }
 
 pub(super) fn run(args: &Args) -> Result<ExitCode> {
+    if args.kernels {
+        return list_kernels(args.json);
+    }
     let threads = Cpu::new(None)?.threads();
     let vectors = format!("{:?}", isa()).to_lowercase();
     let mut value = serde_json::json!({
@@ -31,6 +40,12 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
             "sim": null,
             "cuda": null,
         },
+        "kernel_images": {
+            "kernels": kernel_count(),
+            "targets": kernels::targets(),
+            "compiler": kernels::compiler(),
+            "missing": kernels::missing(),
+        },
     });
     if !args.json {
         println!("warpdiff {}", env!("CARGO_PKG_VERSION"));
@@ -38,6 +53,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
         println!("  cpu   f32, {threads} threads, {vectors} kernels");
         println!("  sim   not in this build");
         println!("  cuda  not in this build");
+        println!("CUDA kernels: {}", kernel_summary());
     }
     if let Some(path) = &args.model {
         value["model"] = describe(path, args.json)?;
@@ -46,6 +62,62 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
         println!("{value:#}");
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn kernel_count() -> usize {
+    kernels::images().iter().map(|image| image.kernels.len()).sum()
+}
+
+/// How many kernels, for what, from where; or why there are none.
+fn kernel_summary() -> String {
+    match (kernels::missing(), kernels::compiler()) {
+        (Some(reason), _) => format!("none: {reason}"),
+        (None, compiler) => {
+            let targets = kernels::targets().join(", ");
+            format!("{} for {targets}, compiled by {}", kernel_count(), compiler.unwrap_or("nvcc"))
+        }
+    }
+}
+
+fn list_kernels(json: bool) -> Result<ExitCode> {
+    let text = if json {
+        if let Some(reason) = kernels::missing() {
+            eprintln!("no CUDA kernels: {reason}");
+        }
+        format!("{:#}\n", serde_json::json!({"kernels": kernels::record()}))
+    } else {
+        kernel_table()
+    };
+    // The list is long: it may be read by a program that stops after the first lines.
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(ExitCode::SUCCESS),
+    }
+}
+
+fn kernel_table() -> String {
+    let head =
+        ["kernel", "arch", "registers", "shared bytes", "stack bytes", "spill stores", "spill loads", "param bytes"];
+    let mut rows = vec![head.map(String::from)];
+    rows.extend(kernels::record().iter().map(|r| {
+        let figures = [r.registers, r.shared_bytes, r.stack_bytes, r.spill_stores, r.spill_loads, r.param_bytes];
+        let [registers, shared, stack, stores, loads, parameters] = figures.map(|n| n.to_string());
+        [r.name.into(), r.arch.into(), registers, shared, stack, stores, loads, parameters]
+    }));
+    let mut text = format!("CUDA kernels: {}\n", kernel_summary());
+    if rows.len() == 1 {
+        return text;
+    }
+    let widths: Vec<usize> =
+        (0..head.len()).map(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or(0)).collect();
+    for row in rows {
+        for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
+            // Names to the left, numbers to the right.
+            text += &if column < 2 { format!("  {cell:width$}") } else { format!("  {cell:>width$}") };
+        }
+        text += "\n";
+    }
+    text
 }
 
 fn describe(path: &Path, json: bool) -> Result<serde_json::Value> {

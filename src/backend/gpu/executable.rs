@@ -1,0 +1,233 @@
+//! A plan on a device: its memory, its launches, and their recording.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use half::bf16;
+
+use super::backend_error;
+use super::driver::{Driver, DriverError, LoadedKernel, Recording};
+use super::launch::Launch;
+use super::lower::{self, Addresses, Planned};
+use super::memory::DeviceBuffer;
+use crate::backend::{BackendError, Executable, Precision, Store, check_length};
+use crate::graph::{DType, Op, ParamId, Plan, Region, Source, ValueId};
+
+/// Every byte of memory that nothing wrote yet: NaN in every floating-point type.
+const POISON: u8 = 0xFF;
+
+/// A plan that is ready to run on a device.
+pub(super) struct GpuExecutable {
+    /// Dropped before the memory that it uses.
+    recording: Box<dyn Recording>,
+    plan: Plan,
+    driver: Arc<dyn Driver>,
+    memory: Memory,
+}
+
+/// The device memory of a plan.
+struct Memory {
+    persistent: DeviceBuffer,
+    arena: DeviceBuffer,
+    grads: DeviceBuffer,
+    stores: [DeviceBuffer; 4],
+    mirror: DeviceBuffer,
+    scratch: DeviceBuffer,
+    constants: DeviceBuffer,
+}
+
+impl Memory {
+    fn new(driver: &Arc<dyn Driver>, plan: &Plan, scratch: usize, constants: &[u8]) -> Result<Self, DriverError> {
+        let params = plan.region_bytes(Region::Params);
+        let optimises = plan.graph().nodes().iter().any(|n| matches!(n.op, Op::AdamW(_)));
+        let moment = if optimises { params } else { 0 };
+        let mirror = if plan.precision() == Precision::Bf16 { params / 2 } else { 0 };
+        let zeroed = |bytes| DeviceBuffer::filled(driver, bytes, 0);
+        let memory = Self {
+            persistent: zeroed(plan.region_bytes(Region::Persistent))?,
+            stores: [zeroed(params)?, zeroed(moment)?, zeroed(moment)?, zeroed(moment)?],
+            grads: zeroed(plan.region_bytes(Region::Grads))?,
+            mirror: zeroed(mirror)?,
+            arena: DeviceBuffer::filled(driver, plan.region_bytes(Region::Arena), POISON)?,
+            scratch: DeviceBuffer::filled(driver, scratch, POISON)?,
+            constants: zeroed(constants.len())?,
+        };
+        memory.constants.write(0, constants)?;
+        Ok(memory)
+    }
+
+    fn addresses(&self) -> Addresses {
+        Addresses {
+            persistent: self.persistent.ptr(),
+            arena: self.arena.ptr(),
+            grads: self.grads.ptr(),
+            stores: self.stores.each_ref().map(DeviceBuffer::ptr),
+            mirror: self.mirror.ptr(),
+            scratch: self.scratch.ptr(),
+            constants: self.constants.ptr(),
+        }
+    }
+
+    fn buffers(&self) -> impl Iterator<Item = &DeviceBuffer> {
+        let single = [&self.persistent, &self.arena, &self.grads, &self.mirror, &self.scratch, &self.constants];
+        single.into_iter().chain(&self.stores)
+    }
+
+    fn region(&self, region: Region) -> &DeviceBuffer {
+        match region {
+            Region::Persistent => &self.persistent,
+            Region::Params => &self.stores[Store::Params as usize],
+            Region::Grads => &self.grads,
+            Region::Arena => &self.arena,
+        }
+    }
+}
+
+impl GpuExecutable {
+    pub fn new(driver: &Arc<dyn Driver>, plan: Plan) -> Result<Self, BackendError> {
+        let fail = |e| with_fitting_batch(backend_error(driver.name(), e), &plan);
+        let measured = lower::lower(&plan, driver.limits(), Addresses::provisional())?;
+        let memory = Memory::new(driver, &plan, measured.scratch_bytes, &measured.constants).map_err(fail)?;
+        let lowered = lower::lower(&plan, driver.limits(), memory.addresses())?;
+        let launches = load(driver.as_ref(), lowered.launches).map_err(fail)?;
+        // SAFETY: the launchers address values, workspaces and constants of this plan, whose memory lives as long as the
+        // recording; argument lengths were checked against the kernels.
+        let recording = unsafe { driver.record(launches) }.map_err(fail)?;
+        Ok(Self { recording, driver: Arc::clone(driver), memory, plan })
+    }
+
+    fn device_error(&self, error: DriverError) -> BackendError {
+        backend_error(self.driver.name(), error)
+    }
+
+    /// Where a value lies: its buffer, byte offset and stored type.
+    fn locate(&self, value: ValueId, len: usize) -> Result<(&DeviceBuffer, usize, Stored), BackendError> {
+        let v = self.plan.graph().value(value);
+        check_length(&v.name, v.shape.numel(), len)?;
+        let place = self.plan.place(value).ok_or_else(|| BackendError::Device {
+            device: self.driver.name().into(),
+            reason: format!("the value {:?} was fused away and cannot be read", v.name),
+        })?;
+        let stored = match (v.dtype, self.plan.precision()) {
+            (DType::Act, Precision::Bf16) => Stored::Bf16,
+            _ => Stored::Word,
+        };
+        Ok((self.memory.region(place.region), place.offset, stored))
+    }
+
+    /// Byte offset of a parameter in a store.
+    fn locate_param(&self, store: Store, param: ParamId, len: usize) -> Result<usize, BackendError> {
+        let spec = &self.plan.graph().params()[param.index()];
+        let there = self.memory.stores[store as usize].len() > 0;
+        check_length(&spec.name, if there { spec.numel() } else { 0 }, len)?;
+        Ok(self.plan.param_places()[param.index()].offset)
+    }
+}
+
+/// How elements lie in memory.
+#[derive(Clone, Copy)]
+enum Stored {
+    Word,
+    Bf16,
+}
+
+fn to_bf16(data: &[f32]) -> Vec<bf16> {
+    data.iter().map(|&x| bf16::from_f32(x)).collect()
+}
+
+/// Loads each kernel once and checks that launcher and kernel agree on the argument structure.
+fn load(driver: &dyn Driver, planned: Vec<Planned>) -> Result<Vec<Launch>, DriverError> {
+    let mut loaded: HashMap<String, LoadedKernel> = HashMap::new();
+    planned
+        .into_iter()
+        .map(|Planned { kernel: name, config, args, .. }| {
+            let kernel = match loaded.get(&name) {
+                Some(kernel) => *kernel,
+                None => *loaded.entry(name.clone()).or_insert(driver.load(&name)?),
+            };
+            if kernel.args_bytes != args.bytes().len() {
+                let reason = format!("takes {} bytes, its launcher gives {}", kernel.args_bytes, args.bytes().len());
+                return Err(DriverError::Launch { kernel: name, reason });
+            }
+            Ok(Launch { name, kernel: kernel.id, config, args })
+        })
+        .collect()
+}
+
+/// Adds the batch that would fit to an error about memory.
+fn with_fitting_batch(error: BackendError, plan: &Plan) -> BackendError {
+    let BackendError::DeviceMemory { asked, free, .. } = error else { return error };
+    let inputs = plan.graph().values().iter().filter(|v| matches!(v.source, Source::Input | Source::State));
+    let batch = inputs.filter(|v| v.shape.rank() == 4).map(|v| v.shape.batch()).max();
+    let fixed = plan.region_bytes(Region::Params) * 5 + plan.region_bytes(Region::Grads);
+    let per_image =
+        (plan.region_bytes(Region::Persistent) + plan.region_bytes(Region::Arena)).div_ceil(batch.unwrap_or(1));
+    let fits = free.checked_sub(fixed).map(|room| room / per_image.max(1)).filter(|&n| n > 0);
+    BackendError::DeviceMemory { asked, free, batch: fits.filter(|_| batch.is_some()) }
+}
+
+impl Executable for GpuExecutable {
+    fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    fn write_f32(&mut self, value: ValueId, data: &[f32]) -> Result<(), BackendError> {
+        let (buffer, offset, stored) = self.locate(value, data.len())?;
+        let written = match stored {
+            Stored::Word => buffer.write(offset, bytemuck::cast_slice(data)),
+            Stored::Bf16 => buffer.write(offset, bytemuck::cast_slice(&to_bf16(data))),
+        };
+        written.map_err(|e| self.device_error(e))
+    }
+
+    fn write_u32(&mut self, value: ValueId, data: &[u32]) -> Result<(), BackendError> {
+        let (buffer, offset, _) = self.locate(value, data.len())?;
+        buffer.write(offset, bytemuck::cast_slice(data)).map_err(|e| self.device_error(e))
+    }
+
+    fn read_f32(&self, value: ValueId, data: &mut [f32]) -> Result<(), BackendError> {
+        let (buffer, offset, stored) = self.locate(value, data.len())?;
+        match stored {
+            Stored::Word => buffer.read(offset, bytemuck::cast_slice_mut(data)).map_err(|e| self.device_error(e)),
+            Stored::Bf16 => {
+                let mut halves = vec![bf16::ZERO; data.len()];
+                buffer.read(offset, bytemuck::cast_slice_mut(&mut halves)).map_err(|e| self.device_error(e))?;
+                data.iter_mut().zip(halves).for_each(|(x, h)| *x = h.to_f32());
+                Ok(())
+            }
+        }
+    }
+
+    fn write_param(&mut self, store: Store, param: ParamId, data: &[f32]) -> Result<(), BackendError> {
+        let offset = self.locate_param(store, param, data.len())?;
+        let write = || {
+            self.memory.stores[store as usize].write(offset, bytemuck::cast_slice(data))?;
+            if store == Store::Params && self.plan.precision() == Precision::Bf16 {
+                self.memory.mirror.write(offset / 2, bytemuck::cast_slice(&to_bf16(data)))?;
+            }
+            Ok(())
+        };
+        write().map_err(|e| self.device_error(e))
+    }
+
+    fn read_param(&self, store: Store, param: ParamId, data: &mut [f32]) -> Result<(), BackendError> {
+        let offset = self.locate_param(store, param, data.len())?;
+        let read = self.memory.stores[store as usize].read(offset, bytemuck::cast_slice_mut(data));
+        read.map_err(|e| self.device_error(e))
+    }
+
+    fn run(&mut self) -> Result<(), BackendError> {
+        self.recording.replay().map_err(|e| self.device_error(e))
+    }
+
+    fn memory_bytes(&self) -> usize {
+        self.memory.buffers().map(DeviceBuffer::len).sum()
+    }
+}
+
+impl Drop for GpuExecutable {
+    fn drop(&mut self) {
+        // Memory must not be freed under work that still uses it; an error has been reported by the call that met it.
+        let _ = self.driver.synchronize();
+    }
+}

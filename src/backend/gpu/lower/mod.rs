@@ -1,0 +1,211 @@
+//! From a plan to launches: one function a kernel family, each a pure function of the node and its addresses.
+
+mod diffusion;
+mod elementwise;
+mod optim;
+mod sampling;
+
+use bytemuck::Pod;
+
+use super::driver::{DeviceLimits, DevicePtr};
+use super::launch::{Args, Config};
+use crate::backend::{BackendError, Precision, Store};
+use crate::graph::{DType, Graph, Node, Op, Plan, Region, Shape, Source, ValueId};
+
+/// Alignment of workspaces and constants in bytes.
+const ALIGN: usize = 256;
+
+/// Where the memory of a plan lies.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Addresses {
+    /// Inputs and states.
+    pub persistent: DevicePtr,
+    /// Values that live during a run.
+    pub arena: DevicePtr,
+    /// Gradients of the parameters.
+    pub grads: DevicePtr,
+    /// Parameters, moments and average, in the order of [`Store::ALL`]; null without an optimiser.
+    pub stores: [DevicePtr; 4],
+    /// The parameters in bf16 at the same element offsets, where activations are bf16.
+    pub mirror: DevicePtr,
+    /// Memory of a single node.
+    pub scratch: DevicePtr,
+    /// Tables that never change.
+    pub constants: DevicePtr,
+}
+
+impl Addresses {
+    /// Addresses to measure with: nothing runs on them.
+    pub fn provisional() -> Self {
+        let at = DevicePtr(1 << 40);
+        Self { persistent: at, arena: at, grads: at, stores: [at; 4], mirror: at, scratch: at, constants: at }
+    }
+}
+
+/// A launch whose kernel is not loaded yet.
+#[derive(Clone, Debug)]
+pub(super) struct Planned {
+    /// Position of its node.
+    pub node: usize,
+    /// Name of the kernel.
+    pub kernel: String,
+    /// How many threads.
+    pub config: Config,
+    /// Its argument structure.
+    pub args: Args,
+}
+
+/// All launches of a plan.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Lowered {
+    /// In the order of execution.
+    pub launches: Vec<Planned>,
+    /// Bytes of workspace that the neediest node takes.
+    pub scratch_bytes: usize,
+    /// Content of the constants.
+    pub constants: Vec<u8>,
+}
+
+/// Turns every node of the plan into launches.
+///
+/// # Errors
+/// [`BackendError::Device`] for an operation that has no kernel.
+pub(super) fn lower(plan: &Plan, limits: &DeviceLimits, addresses: Addresses) -> Result<Lowered, BackendError> {
+    let mut ctx = Lowering { plan, limits, addresses, node: 0, scratch_used: 0, lowered: Lowered::default() };
+    for (index, node) in plan.graph().nodes().iter().enumerate() {
+        (ctx.node, ctx.scratch_used) = (index, 0);
+        dispatch(&mut ctx, node)?;
+    }
+    Ok(ctx.lowered)
+}
+
+fn dispatch(ctx: &mut Lowering, node: &Node) -> Result<(), BackendError> {
+    match &node.op {
+        Op::Silu | Op::SiluGrad | Op::Add | Op::ToAct => elementwise::lower(ctx, node),
+        Op::Noising(_) | Op::DiffusionLoss { .. } => diffusion::lower(ctx, node),
+        Op::SamplerStep(_) | Op::StepTimestep { .. } | Op::Advance => sampling::lower(ctx, node),
+        Op::GlobalNorm | Op::AdamW(_) => optim::lower(ctx, node),
+        op => Err(BackendError::Device {
+            device: "gpu".into(),
+            reason: format!("the operation {} has no kernel", op.name()),
+        }),
+    }
+}
+
+/// What the launchers see of a plan, and where they put their launches.
+pub(super) struct Lowering<'a> {
+    plan: &'a Plan,
+    limits: &'a DeviceLimits,
+    addresses: Addresses,
+    node: usize,
+    scratch_used: usize,
+    lowered: Lowered,
+}
+
+impl Lowering<'_> {
+    /// The graph.
+    pub fn graph(&self) -> &Graph {
+        self.plan.graph()
+    }
+
+    /// Shape of a value.
+    pub fn shape(&self, v: ValueId) -> Shape {
+        self.graph().shape(v)
+    }
+
+    /// Type of the activations.
+    pub fn precision(&self) -> Precision {
+        self.plan.precision()
+    }
+
+    /// The suffix of kernel names: the type of the activations.
+    pub fn dtype(&self) -> &'static str {
+        self.precision().name()
+    }
+
+    /// What the device offers.
+    pub fn limits(&self) -> &DeviceLimits {
+        self.limits
+    }
+
+    /// Address of a value; null if fusion removed it.
+    pub fn ptr(&self, v: ValueId) -> DevicePtr {
+        let Some(place) = self.plan.place(v) else { return DevicePtr::NULL };
+        let base = match place.region {
+            Region::Persistent => self.addresses.persistent,
+            Region::Params => self.addresses.stores[Store::Params as usize],
+            Region::Grads => self.addresses.grads,
+            Region::Arena => self.addresses.arena,
+        };
+        base.offset(place.offset)
+    }
+
+    /// Address of operand or result `index`; null where there is none.
+    pub fn optional_ptr(&self, values: &[ValueId], index: usize) -> DevicePtr {
+        values.get(index).map_or(DevicePtr::NULL, |&v| self.ptr(v))
+    }
+
+    /// Address of an f32 operand: a bias, a norm's parameters, a table.
+    pub fn param_f32(&self, v: ValueId) -> DevicePtr {
+        debug_assert!(self.precision() == Precision::F32 || self.graph().value(v).dtype == DType::F32);
+        self.ptr(v)
+    }
+
+    /// Address of a weight in the type of the activations.
+    ///
+    /// Parameters have a copy in that type; any other f32 value is converted by one more launch.
+    pub fn weight(&mut self, v: ValueId) -> DevicePtr {
+        let value = self.graph().value(v);
+        if self.precision() == Precision::F32 || value.dtype == DType::Act {
+            return self.ptr(v);
+        }
+        if let (Source::Param(_), Some(place)) = (&value.source, self.plan.place(v)) {
+            return self.addresses.mirror.offset(place.offset / 2);
+        }
+        elementwise::to_act(self, v)
+    }
+
+    /// Workspace that belongs to this node until the next one runs.
+    pub fn scratch(&mut self, bytes: usize) -> DevicePtr {
+        let at = self.addresses.scratch.offset(self.scratch_used);
+        self.scratch_used += bytes.next_multiple_of(ALIGN);
+        self.lowered.scratch_bytes = self.lowered.scratch_bytes.max(self.scratch_used);
+        at
+    }
+
+    /// A table that is uploaded once.
+    pub fn constant<T: Pod>(&mut self, data: &[T]) -> DevicePtr {
+        let constants = &mut self.lowered.constants;
+        constants.resize(constants.len().next_multiple_of(ALIGN), 0);
+        let at = self.addresses.constants.offset(constants.len());
+        constants.extend_from_slice(bytemuck::cast_slice(data));
+        at
+    }
+
+    /// All gradients of parameters: address and length in bytes. Gaps between them hold zeros.
+    pub fn grads(&self) -> (DevicePtr, usize) {
+        (self.addresses.grads, self.plan.region_bytes(Region::Grads))
+    }
+
+    /// Per-parameter arrays, laid out as the parameters: see [`Plan::param_places`].
+    pub fn store(&self, store: Store) -> DevicePtr {
+        self.addresses.stores[store as usize]
+    }
+
+    /// The bf16 copy of the parameters, at half their byte offsets.
+    pub fn mirror(&self) -> Option<DevicePtr> {
+        (self.precision() == Precision::Bf16).then_some(self.addresses.mirror)
+    }
+
+    /// The plan, for launchers that need its layout.
+    pub fn plan(&self) -> &Plan {
+        self.plan
+    }
+
+    /// Appends a launch.
+    pub fn launch<A: Pod>(&mut self, kernel: &str, grid: [u32; 3], block: u32, shared: u32, args: &A) {
+        let config = Config { grid, block, cluster: 1, shared };
+        let planned = Planned { node: self.node, kernel: kernel.to_string(), config, args: Args::new(args) };
+        self.lowered.launches.push(planned);
+    }
+}

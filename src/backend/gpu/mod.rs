@@ -1,0 +1,59 @@
+//! The CUDA kernels behind the [`Backend`] trait, on a GPU or in the simulator.
+//!
+//! Compiling a plan turns each node into [`launch::Launch`]es with final addresses ([`lower`]); running it replays their
+//! recording. Nothing is allocated or decided between two runs.
+
+pub mod driver;
+mod executable;
+pub mod kernels;
+pub mod launch;
+mod lower;
+mod memory;
+
+use std::sync::Arc;
+
+use super::{Backend, BackendError, Executable, Precision};
+use crate::graph::Plan;
+use driver::{Driver, DriverError};
+
+/// A device with its kernels.
+#[derive(Clone)]
+pub struct Gpu {
+    driver: Arc<dyn Driver>,
+    precision: Precision,
+}
+
+impl Gpu {
+    /// A device and the type of its activations.
+    pub fn new(driver: Arc<dyn Driver>, precision: Precision) -> Self {
+        Self { driver, precision }
+    }
+
+    /// The device.
+    pub fn driver(&self) -> &Arc<dyn Driver> {
+        &self.driver
+    }
+}
+
+impl Backend for Gpu {
+    fn name(&self) -> &'static str {
+        self.driver.name()
+    }
+
+    fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    fn compile(&self, plan: Plan) -> Result<Box<dyn Executable>, BackendError> {
+        Ok(Box::new(executable::GpuExecutable::new(&self.driver, plan.relaid(self.precision))?))
+    }
+}
+
+/// What a driver's failure means to whoever runs a plan.
+fn backend_error(device: &str, error: DriverError) -> BackendError {
+    match error {
+        DriverError::Unavailable(reason) => BackendError::Unavailable { device: device.into(), reason },
+        DriverError::OutOfMemory { asked, free } => BackendError::DeviceMemory { asked, free, batch: None },
+        other => BackendError::Device { device: device.into(), reason: other.to_string() },
+    }
+}
