@@ -6,6 +6,7 @@ use std::fs;
 
 use common::models::{oblong, tiny, unconditional, wide};
 use common::process::{Place, Run, warpdiff};
+use warpdiff::backend::gpu::kernels;
 use warpdiff::io::{TensorData, TensorFile};
 
 fn sample(model: &str, more: &[&str]) -> Run {
@@ -236,4 +237,32 @@ fn verify_reports_and_its_exit_code_tells() {
     assert_eq!(run.code, 2, "{}", run.stdout);
     let json: serde_json::Value = serde_json::from_slice(&fs::read(&report).unwrap()).unwrap();
     assert_eq!(json["passed"].as_u64(), Some(checks.len() as u64));
+}
+
+#[test]
+fn info_lists_the_kernels_of_the_build() {
+    let record = kernels::record();
+    let json = warpdiff(&["info", "--kernels", "--json"]).expect_success().json();
+    assert_eq!(json.as_object().unwrap().len(), 1, "{json}");
+    let listed = json["kernels"].as_array().unwrap();
+    assert_eq!(listed.len(), record.len());
+    for (listed, r) in listed.iter().zip(record) {
+        let expected = serde_json::json!({
+            "name": r.name, "arch": r.arch, "registers": r.registers, "shared_bytes": r.shared_bytes,
+            "stack_bytes": r.stack_bytes, "spill_stores": r.spill_stores, "spill_loads": r.spill_loads,
+            "param_bytes": r.param_bytes,
+        });
+        assert_eq!(*listed, expected);
+    }
+    let table = warpdiff(&["info", "--kernels"]).expect_success().stdout;
+    let rows = table.lines().filter(|line| record.iter().any(|r| line.split_whitespace().next() == Some(r.name)));
+    assert_eq!(rows.count(), record.len(), "{table}");
+
+    let devices = warpdiff(&["info"]).expect_success().stdout;
+    let said = kernels::missing().or(kernels::compiler()).unwrap();
+    assert!(table.contains(said) && devices.contains(said), "{said}: {table}{devices}");
+    let json = warpdiff(&["info", "--json"]).expect_success().json();
+    assert_eq!(json["kernel_images"]["compiler"], serde_json::json!(kernels::compiler()));
+    assert_eq!(json["kernel_images"]["missing"], serde_json::json!(kernels::missing()));
+    assert_eq!(warpdiff(&["info", "model", "--kernels"]).code, 2, "a model has no kernels of its own");
 }

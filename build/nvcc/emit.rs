@@ -24,6 +24,10 @@ fn write(generated: &Path, images: &[Image], compiler: Option<&str>, missing: Op
 
 fn source(images: &[Image], compiler: Option<&str>, missing: Option<&str>) -> Result<String, std::fmt::Error> {
     let mut out = String::new();
+    if !images.is_empty() {
+        writeln!(out, "/// Keeps an image aligned for the driver, which reads its header as a struct.")?;
+        writeln!(out, "#[repr(C, align(16))]\nstruct Aligned<const N: usize>([u8; N]);")?;
+    }
     writeln!(out, "pub(super) static COMPILER: Option<&str> = {compiler:?};")?;
     writeln!(out, "pub(super) static MISSING: Option<&str> = {missing:?};")?;
     writeln!(out, "pub(super) static IMAGES: &[KernelImage] = &[")?;

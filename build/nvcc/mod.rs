@@ -1,16 +1,16 @@
 //! The kernels for the GPU: finds nvcc, compiles each `kernels/**/*.cu` (but `kernels/sim/`) into one image, and writes
 //! `$OUT_DIR/kernels.rs`, which `src/backend/gpu/kernels.rs` includes: the images, and what each kernel takes of the
-//! hardware.
+//! hardware. Tests that need kernels are ignored where `cfg(cuda_kernels)` is not set.
 //!
 //! Environment: `NVCC`, `CUDA_HOME`, `CUDA_PATH` and `PATH` say where nvcc is (see [`find`]); `WARPDIFF_NVCC=off` leaves
 //! the kernels out; `WARPDIFF_KERNELS=ptx` embeds PTX for sm_90a instead of machine code; nvcc itself reads
 //! `NVCC_PREPEND_FLAGS`, `NVCC_APPEND_FLAGS` and `NVCC_CCBIN`.
 
-mod compile;
-mod emit;
-mod find;
-mod resources;
-mod sources;
+pub mod compile;
+pub mod emit;
+pub mod find;
+pub mod resources;
+pub mod sources;
 
 use std::env;
 use std::ffi::OsString;
@@ -35,6 +35,7 @@ fn run() -> Result<(), String> {
     let root = PathBuf::from(variable("CARGO_MANIFEST_DIR").ok_or("CARGO_MANIFEST_DIR is not set: run cargo")?);
     let out = PathBuf::from(variable("OUT_DIR").ok_or("OUT_DIR is not set: run cargo")?);
     println!("cargo::rerun-if-changed=kernels");
+    println!("cargo::rustc-check-cfg=cfg(cuda_kernels)");
     for name in ["WARPDIFF_NVCC", "WARPDIFF_KERNELS", "NVCC", "CUDA_HOME", "CUDA_PATH"] {
         println!("cargo::rerun-if-env-changed={name}");
     }
@@ -69,6 +70,7 @@ fn run() -> Result<(), String> {
                 compiler,
             };
             let images = compile::all(&plan, &sources)?;
+            println!("cargo::rustc-cfg=cuda_kernels");
             emit::images(&generated, &plan.compiler.to_string(), &images)
         }
     }

@@ -22,6 +22,7 @@ pub struct Usage {
 /// the one that ptxas names before them.
 pub fn parse_ptxas(log: &str) -> Result<Vec<Usage>, String> {
     let mut found: Vec<Usage> = Vec::new();
+    let mut stack_known = false;
     for line in log.lines() {
         let line = line.trim();
         let message =
@@ -34,6 +35,7 @@ pub fn parse_ptxas(log: &str) -> Result<Vec<Usage>, String> {
                 return Err(format!("ptxas names kernel {name} twice for {arch}"));
             }
             found.push(Usage { name: name.into(), arch: arch.into(), ..Usage::default() });
+            stack_known = false;
         } else if line.contains("bytes stack frame") {
             let usage = found.last_mut().ok_or_else(bad)?;
             let [stack, stores, loads] =
@@ -41,8 +43,12 @@ pub fn parse_ptxas(log: &str) -> Result<Vec<Usage>, String> {
             usage.stack_bytes = usage.stack_bytes.max(stack.ok_or_else(bad)?);
             usage.spill_stores += stores.ok_or_else(bad)?;
             usage.spill_loads += loads.ok_or_else(bad)?;
+            stack_known = true;
         } else if let Some(used) = message.and_then(|m| m.strip_prefix("Used ")) {
             let usage = found.last_mut().ok_or_else(bad)?;
+            if !stack_known {
+                return Err(format!("ptxas -v tells no stack of {} for {}", usage.name, usage.arch));
+            }
             usage.registers = amount(used, "registers").ok_or_else(bad)?;
             usage.shared_bytes = amount(used, "bytes smem").unwrap_or(0);
             usage.stack_bytes = usage.stack_bytes.max(amount(used, "bytes cumulative stack size").unwrap_or(0));

@@ -60,14 +60,6 @@ pub enum BackendError {
         /// Size that was asked for.
         bytes: usize,
     },
-    /// The device does not compute in that precision.
-    #[error("--device {device} does not compute in {precision}; take --precision f32, or another device")]
-    Precision {
-        /// The name that was asked for.
-        device: &'static str,
-        /// The precision that was asked for.
-        precision: Precision,
-    },
     /// The memory of a device does not hold the plan.
     #[error("{}", device_memory(*asked, *free, *batch))]
     DeviceMemory {
@@ -85,6 +77,14 @@ pub enum BackendError {
         device: String,
         /// What it says.
         reason: String,
+    },
+    /// The device does not compute in that precision.
+    #[error("--device {device} does not compute in {precision}; take --precision f32, or another device")]
+    Precision {
+        /// The name that was asked for.
+        device: &'static str,
+        /// The precision that was asked for.
+        precision: Precision,
     },
     /// The device is not there or cannot be used.
     #[error("device {device} is not available: {reason}")]

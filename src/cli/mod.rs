@@ -1,6 +1,7 @@
 //! The command line: one file a subcommand.
 
 mod bench;
+mod compare;
 mod demo;
 mod device;
 mod info;
@@ -46,6 +47,8 @@ enum Command {
     Nll(nll::Args),
     /// Replay golden cases and compare with what they recorded.
     Verify(verify::Args),
+    /// Compare two devices operation by operation: which kernel is off, and by how much.
+    Compare(compare::Args),
     /// What this machine offers; with a model folder, what it holds.
     Info(info::Args),
     /// Measure speed and memory.
@@ -61,6 +64,7 @@ pub fn main() -> ExitCode {
         Command::Sample(args) => sample::run(&args, cli.quiet),
         Command::Nll(args) => nll::run(&args, cli.quiet),
         Command::Info(args) => info::run(&args),
+        Command::Compare(args) => compare::run(&args, cli.quiet),
         Command::Bench(args) => bench::run(&args, cli.quiet),
         Command::Verify(args) => verify::run(&args, cli.quiet),
     };

@@ -128,6 +128,7 @@ impl Tape<'_> {
                 self.emit(Op::EmbeddingGrad { vocabulary }, &[dy, x[1]], &x[..1])
             }
             Op::Upsample2x => self.emit(Op::Upsample2xGrad, &[dy], x),
+            Op::Fir(f) => self.emit(Op::Fir(f.transposed()), &[dy], x),
             Op::AvgPool2x => self.emit(Op::AvgPool2xGrad, &[dy], x),
             Op::Concat => {
                 let mut start = 0;

@@ -1,6 +1,6 @@
 //! Output shapes of every operation, and the checks on its inputs.
 
-use super::{DType, GraphError, LossNoise, Op, Shape, op::Epilogue};
+use super::{DType, Fir, GraphError, LossNoise, Op, Shape, op::Epilogue};
 
 /// Shapes and types of the outputs of `op`, or what is wrong with its inputs.
 pub(super) fn infer(op: &Op, inputs: &[(Shape, DType)]) -> Result<Vec<(Shape, DType)>, GraphError> {
@@ -212,13 +212,13 @@ impl Check<'_> {
                 self.expect(0, "dout", self.shape(2))?;
                 act(self.shape(1))
             }
-            Op::Upsample2x | Op::AvgPool2xGrad => {
+            Op::Upsample2x | Op::AvgPool2xGrad | Op::Fir(Fir { up: true, .. }) => {
                 self.count(1)?;
                 let x = self.image(0)?;
                 let (h, w) = x.height_width();
                 act([x.batch(), 2 * h, 2 * w, x.channels()].into())
             }
-            Op::AvgPool2x | Op::Upsample2xGrad => {
+            Op::AvgPool2x | Op::Upsample2xGrad | Op::Fir(_) => {
                 self.count(1)?;
                 let x = self.image(0)?;
                 let (h, w) = self.even(x)?;

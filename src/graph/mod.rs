@@ -18,7 +18,7 @@ use thiserror::Error;
 
 use crate::backend::Precision;
 
-pub use op::{AdamW, ConvGeometry, Epilogue, GroupNorm, LossNoise, NoiseSource, Op};
+pub use op::{AdamW, ConvGeometry, Epilogue, Fir, GroupNorm, LossNoise, NoiseSource, Op};
 pub use param::{ParamId, ParamLayout, ParamPart, ParamSpec};
 pub use plan::{Place, Plan, Region};
 pub use shape::Shape;

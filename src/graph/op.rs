@@ -72,6 +72,50 @@ pub struct GroupNorm {
     pub modulated: bool,
 }
 
+/// Resampling by 2 with a separable filter of four taps, as diffusers' `FirUpsample2D` and `FirDownsample2D` do without
+/// their convolution.
+///
+/// Along each axis, with w the [weights](Fir::weights) and zeros outside of the image:
+///
+/// ```text
+/// up:    y[o] = sum_i w[i] u[o + i - 2],   u[2 m] = x[m], u[2 m + 1] = 0
+/// down:  y[o] = sum_i w[i] x[2 o + i - 1]
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Fir {
+    /// The filter along one axis, in the order of a convolution (the first tap meets the last of four pixels).
+    pub taps: [f64; 4],
+    /// Twice as many pixels along each axis, or half as many.
+    pub up: bool,
+    /// Sum of the weights along one axis: the taps are normalised to it.
+    pub gain: f64,
+}
+
+impl Fir {
+    /// Upsampling. Half of the pixels that the filter meets are zeros, so that a gain of 2 along each axis keeps a
+    /// constant image.
+    pub fn up(taps: [f64; 4]) -> Self {
+        Self { taps, up: true, gain: 2.0 }
+    }
+
+    /// Downsampling, which keeps a constant image.
+    pub fn down(taps: [f64; 4]) -> Self {
+        Self { taps, up: false, gain: 1.0 }
+    }
+
+    /// Weights of four neighbouring pixels, the first pixel's first.
+    pub fn weights(&self) -> [f64; 4] {
+        let [a, b, c, d] = self.taps.map(|t| t * self.gain / self.taps.iter().sum::<f64>());
+        [d, c, b, a]
+    }
+
+    /// The transposed operation, which is the gradient: a resampling the other way.
+    pub fn transposed(&self) -> Self {
+        let [a, b, c, d] = self.taps;
+        Self { taps: [d, c, b, a], up: !self.up, gain: self.gain }
+    }
+}
+
 /// The sinusoidal embedding of a timestep.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TimeEmbedding {
@@ -220,6 +264,8 @@ pub enum Op {
     AvgPool2x,
     /// `[N,H,W,C] -> [N,2H,2W,C]`: a quarter of the value to each of four pixels.
     AvgPool2xGrad,
+    /// `[N,H,W,C] -> [N,2H,2W,C]` or the reverse; its gradient is the [transposed](Fir::transposed) operation.
+    Fir(Fir),
     /// `a [.., Ca], b [.., Cb] -> [.., Ca+Cb]`.
     Concat,
     /// `[.., C] -> [.., len]`, channels `start..start+len`.
@@ -310,6 +356,8 @@ impl Op {
             Op::Upsample2xGrad => "upsample2x_grad",
             Op::AvgPool2x => "avg_pool2x",
             Op::AvgPool2xGrad => "avg_pool2x_grad",
+            Op::Fir(f) if f.up => "fir_upsample2x",
+            Op::Fir(_) => "fir_downsample2x",
             Op::Concat => "concat",
             Op::Slice { .. } => "slice",
             Op::Silu => "silu",

@@ -32,6 +32,7 @@ impl Op {
             | Op::Upsample2xGrad
             | Op::AvgPool2x
             | Op::AvgPool2xGrad
+            | Op::Fir(_)
             | Op::Slice { .. }
             | Op::Silu
             | Op::SumPixels

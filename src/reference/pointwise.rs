@@ -3,7 +3,7 @@
 use super::Tensor;
 use super::norm::{sigmoid, silu_slope};
 use crate::graph::op::TimeEmbedding;
-use crate::graph::{Op, Shape};
+use crate::graph::{Fir, Op, Shape};
 use crate::rng::{Sequence, Stream};
 
 pub(super) fn eval(op: &Op, x: &[Tensor], out: Shape) -> Vec<f64> {
@@ -29,6 +29,7 @@ pub(super) fn eval(op: &Op, x: &[Tensor], out: Shape) -> Vec<f64> {
         Op::Upsample2xGrad => gather(out, |n, h, w, c| patch(x[0], n, h, w, c)),
         Op::AvgPool2x => gather(out, |n, h, w, c| patch(x[0], n, h, w, c) / 4.0),
         Op::AvgPool2xGrad => gather(out, |n, h, w, c| x[0].at(n, h / 2, w / 2, c) / 4.0),
+        Op::Fir(f) => fir(f, x[0], out),
         Op::Concat => {
             let (a, b) = (x[0].shape.channels(), x[1].shape.channels());
             (0..out.rows())
@@ -80,6 +81,33 @@ fn gather(out: Shape, f: impl Fn(usize, usize, usize, usize) -> f64) -> Vec<f64>
 fn patch(x: Tensor, n: usize, h: usize, w: usize, c: usize) -> f64 {
     let at = |dh, dw| x.at(n, 2 * h + dh, 2 * w + dw, c);
     at(0, 0) + at(0, 1) + at(1, 0) + at(1, 1)
+}
+
+/// Inserts zeros, pads, convolves with the outer product of the taps and drops pixels, one after the other.
+fn fir(f: &Fir, x: Tensor, out: Shape) -> Vec<f64> {
+    let (factor_up, factor_down, before) = if f.up { (2, 1, 2) } else { (1, 2, 1) };
+    let (h, w) = x.shape.height_width();
+    let spread = |n: usize, y: Option<usize>, x_: Option<usize>, c: usize| -> f64 {
+        let (Some(y), Some(x_)) = (y, x_) else { return 0.0 };
+        let inside = y < h * factor_up && x_ < w * factor_up;
+        if inside && y % factor_up == 0 && x_ % factor_up == 0 {
+            x.at(n, y / factor_up, x_ / factor_up, c)
+        } else {
+            0.0
+        }
+    };
+    let scale = (f.gain / f.taps.iter().sum::<f64>()).powi(2);
+    gather(out, |n, y, x, c| {
+        let mut sum = 0.0;
+        for i in 0..4 {
+            for j in 0..4 {
+                let (p, q) = (y * factor_down + i, x * factor_down + j);
+                let value = spread(n, p.checked_sub(before), q.checked_sub(before), c);
+                sum += f.taps[3 - i] * f.taps[3 - j] * scale * value;
+            }
+        }
+        sum
+    })
 }
 
 fn time_embedding(e: &TimeEmbedding, t: &[f64]) -> Vec<f64> {

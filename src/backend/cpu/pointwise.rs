@@ -49,6 +49,10 @@ pub(super) fn run(op: &Op, s: Shapes, [a, b, c]: [&[f32]; 3], y: &mut [f32]) {
         }),
         Op::Upsample2xGrad => rows(s.out, y, |r, row| patch(a, s.x, r, 1.0, row)),
         Op::AvgPool2x => rows(s.out, y, |r, row| patch(a, s.x, r, 0.25, row)),
+        Op::Fir(f) => {
+            let weights = f.weights().map(|w| w as f32);
+            rows(s.out, y, |r, row| fir(f.up, &weights, a, s.x, r, row));
+        }
         Op::Concat => {
             let (ca, cb) = (s.x.channels(), channels - s.x.channels());
             by_rows(y, channels, |r, row| {
@@ -152,6 +156,31 @@ fn patch(x: &[f32], shape: Shape, p: Pixel, scale: f32, out: &mut [f32]) {
     let (a, b, c, d) = (at(0, 0), at(0, 1), at(1, 0), at(1, 1));
     for (k, y) in out.iter_mut().enumerate() {
         *y = scale * ((a[k] + b[k]) + (c[k] + d[k]));
+    }
+}
+
+/// The pixels of one axis of length `len` that a filtered pixel `o` is made of, with their weights.
+fn taps(up: bool, weights: &[f32; 4], o: usize, len: usize) -> impl Iterator<Item = (usize, f32)> {
+    weights.iter().enumerate().filter_map(move |(i, w)| {
+        let at = if up {
+            (o + i).checked_sub(2).filter(|p| p.is_multiple_of(2))? / 2
+        } else {
+            (2 * o + i).checked_sub(1)?
+        };
+        (at < len).then_some((at, *w))
+    })
+}
+
+/// One pixel of a filtered image.
+fn fir(up: bool, weights: &[f32; 4], x: &[f32], shape: Shape, p: Pixel, out: &mut [f32]) {
+    let (h, w) = shape.height_width();
+    out.fill(0.0);
+    for (row, row_weight) in taps(up, weights, p.h, h) {
+        for (column, weight) in taps(up, weights, p.w, w) {
+            let weight = row_weight * weight;
+            let from = pixel(x, shape, Pixel { n: p.n, h: row, w: column });
+            out.iter_mut().zip(from).for_each(|(y, x)| *y += weight * x);
+        }
     }
 }
 

@@ -34,12 +34,8 @@ pub struct KernelRecord {
     pub param_bytes: u32,
 }
 
-/// Keeps an embedded file aligned for the driver, which reads its header as a struct.
-#[repr(C, align(16))]
-struct Aligned<const N: usize>([u8; N]);
-
 mod embedded {
-    use super::{Aligned, KernelImage, KernelRecord};
+    use super::{KernelImage, KernelRecord};
     include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 }
 
