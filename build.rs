@@ -1,10 +1,15 @@
-//! Compiles the kernels: `nvcc` for the GPU.
+//! Compiles the kernels: `nvcc` for the GPU, and the host compiler for the simulator where the features ask for it.
 
 #[path = "build/nvcc/mod.rs"]
 mod nvcc;
+#[path = "build/sim.rs"]
+mod sim;
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=build");
     nvcc::build();
+    if std::env::var_os("CARGO_FEATURE_SIM").is_some() {
+        sim::build();
+    }
 }

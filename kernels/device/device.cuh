@@ -1,0 +1,15 @@
+// All device primitives: the only header that kernel sources include from outside their family.
+#pragma once
+
+#include "device/platform.cuh"
+
+#include "device/async.cuh"
+#include "device/barrier.cuh"
+#include "device/mbarrier.cuh"
+#include "device/mma.cuh"
+#include "device/philox.cuh"
+#include "device/reduce.cuh"
+#include "device/tma.cuh"
+#include "device/types.cuh"
+#include "device/vec.cuh"
+#include "device/wgmma.cuh"

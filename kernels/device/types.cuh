@@ -1,0 +1,34 @@
+// bfloat16: the upper half of an f32. Conversions round to nearest even; every NaN becomes 0x7fff, as `cvt.rn.bf16` has it.
+#pragma once
+
+#include "device/platform.cuh"
+
+struct bf16 {
+    uint16_t bits;
+};
+
+// The value in the lower half of a packed pair.
+__device__ __forceinline__ float bf16_low(uint32_t pair) { return __uint_as_float(pair << 16); }
+
+// The value in the upper half of a packed pair.
+__device__ __forceinline__ float bf16_high(uint32_t pair) { return __uint_as_float(pair & 0xffff0000u); }
+
+// Two values rounded to bf16, `low` in the lower half: the order of two neighbours in memory.
+__device__ __forceinline__ uint32_t pack_bf16x2(float low, float high) {
+#ifdef __CUDACC__
+    uint32_t pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+#else
+    return uint32_t(sim::bf16_bits(low)) | uint32_t(sim::bf16_bits(high)) << 16;
+#endif
+}
+
+__device__ __forceinline__ float to_float(float x) { return x; }
+__device__ __forceinline__ float to_float(bf16 x) { return __uint_as_float(uint32_t(x.bits) << 16); }
+
+template <class T> __device__ __forceinline__ T from_float(float x);
+template <> __device__ __forceinline__ float from_float<float>(float x) { return x; }
+template <> __device__ __forceinline__ bf16 from_float<bf16>(float x) {
+    return bf16{uint16_t(pack_bf16x2(x, 0.0f))};
+}
