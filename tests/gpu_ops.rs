@@ -1,0 +1,9 @@
+//! Every operation of the CUDA kernels against the f64 reference, in the simulator.
+
+mod common;
+mod gpu {
+    mod diffusion;
+    mod graphs;
+    mod optim;
+    mod sampling;
+}
