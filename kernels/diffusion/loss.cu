@@ -171,10 +171,11 @@ KERNEL(loss_simple_f32, LossArgs, THREADS) { loss<float, false, false>(args); }
 KERNEL(loss_simple_bf16, LossArgs, THREADS) { loss<bf16, false, false>(args); }
 KERNEL(loss_simple_redrawn_f32, LossArgs, THREADS) { loss<float, true, false>(args); }
 KERNEL(loss_simple_redrawn_bf16, LossArgs, THREADS) { loss<bf16, true, false>(args); }
-KERNEL(loss_bound_f32, LossArgs, THREADS) { loss<float, false, true>(args); }
-KERNEL(loss_bound_bf16, LossArgs, THREADS) { loss<bf16, false, true>(args); }
-KERNEL(loss_bound_redrawn_f32, LossArgs, THREADS) { loss<float, true, true>(args); }
-KERNEL(loss_bound_redrawn_bf16, LossArgs, THREADS) { loss<bf16, true, true>(args); }
+// Two blocks a multiprocessor leave room for the 92 registers of the f64 bound.
+KERNEL(loss_bound_f32, LossArgs, THREADS, 2) { loss<float, false, true>(args); }
+KERNEL(loss_bound_bf16, LossArgs, THREADS, 2) { loss<bf16, false, true>(args); }
+KERNEL(loss_bound_redrawn_f32, LossArgs, THREADS, 2) { loss<float, true, true>(args); }
+KERNEL(loss_bound_redrawn_bf16, LossArgs, THREADS, 2) { loss<bf16, true, true>(args); }
 
 // A thread an example: its chunks in order.
 KERNEL(loss_total, LossArgs, 128) {

@@ -15,8 +15,7 @@ use crate::common::gpu::check_both;
 use crate::common::{Case, Operand};
 
 const KEY: [u32; 2] = [11, 12];
-const PREDICTIONS: [PredictionType; 3] =
-    [PredictionType::Epsilon, PredictionType::Sample, PredictionType::VPrediction];
+const PREDICTIONS: [PredictionType; 3] = [PredictionType::Epsilon, PredictionType::Sample, PredictionType::VPrediction];
 
 #[test]
 fn noising_matches_the_reference() {
@@ -142,7 +141,9 @@ impl Batch {
         let out = graph.input("out", [n, h, w, self.out_channels], DType::Act);
         let x0 = graph.input("x0", self.shape, DType::F32);
         let (a, b) = match noise {
-            LossNoise::Given => (graph.input("x_t", self.shape, DType::F32), graph.input("eps", self.shape, DType::F32)),
+            LossNoise::Given => {
+                (graph.input("x_t", self.shape, DType::F32), graph.input("eps", self.shape, DType::F32))
+            }
             LossNoise::Redrawn => (graph.input("examples", [n], DType::I32), graph.input("key", [2], DType::I32)),
         };
         let t = graph.input("t", [n], DType::F32);
@@ -193,12 +194,8 @@ fn objective(
 
 #[test]
 fn every_objective_matches_the_reference() {
-    let variances = [
-        VarianceType::FixedSmall,
-        VarianceType::FixedLargeLog,
-        VarianceType::Learned,
-        VarianceType::LearnedRange,
-    ];
+    let variances =
+        [VarianceType::FixedSmall, VarianceType::FixedLargeLog, VarianceType::Learned, VarianceType::LearnedRange];
     for prediction in PREDICTIONS {
         for variance in variances {
             for kind in [Objective::Simple, Objective::hybrid(1000), Objective::Vlb] {
@@ -229,7 +226,8 @@ fn images_of_any_shape_match_the_reference() {
 /// What an example contributes does not depend on its batch, apart from the gradient's factor 1/N.
 #[test]
 fn an_example_has_the_same_loss_in_any_batch() {
-    let o = objective(&BetaConfig::linear(1000), PredictionType::VPrediction, VarianceType::LearnedRange, Objective::Vlb);
+    let o =
+        objective(&BetaConfig::linear(1000), PredictionType::VPrediction, VarianceType::LearnedRange, Objective::Vlb);
     for shape in [[5, 7, 3], [40, 36, 3]] {
         let batch = Batch::new(&o, PredictionType::VPrediction, shape, &[0, 400]);
         on_devices(Precision::F32, |backend| {

@@ -99,9 +99,9 @@ fn train(t: &Training, steps: usize, backend: &dyn Backend) -> Vec<Measured> {
 
 #[test]
 fn three_updates_match_the_reference() {
-    // Gradients are clipped by their norm of about 75, and not clipped.
-    for max_grad_norm in [1.0, 1e3] {
-        let t = training(AdamW { max_grad_norm, ..OPTIMIZER });
+    // Gradients are clipped by their norm of about 75, and not clipped; an eps that does not show, and one that does.
+    for (max_grad_norm, eps) in [(1.0, 1e-8), (1e3, 0.1)] {
+        let t = training(AdamW { max_grad_norm, eps, ..OPTIMIZER });
         assert!(t.grads.iter().map(Option::is_some).eq(PARAMS.iter().map(|p| p.1)));
         judge(&format!("AdamW, max norm {max_grad_norm}"), |backend| train(&t, 3, backend));
     }

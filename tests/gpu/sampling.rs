@@ -166,8 +166,12 @@ fn rows(p: f64) -> Vec<StepRow> {
 /// Everything that a row can ask for, with every clip, variance and source of noise.
 #[test]
 fn all_variants_of_a_step_match_the_reference() {
-    let clips =
-        [Clip::None, Clip::Range(1.25), Clip::Dynamic { ratio: 0.9, max_value: 3.0 }, Clip::Dynamic { ratio: 1.0, max_value: 0.5 }];
+    let clips = [
+        Clip::None,
+        Clip::Range(1.25),
+        Clip::Dynamic { ratio: 0.9, max_value: 3.0 },
+        Clip::Dynamic { ratio: 1.0, max_value: 0.5 },
+    ];
     for clip in clips {
         for learned_variance in [None, Some(LearnedVariance::Direct), Some(LearnedVariance::LogRange)] {
             for (guidance, noise) in [(None, NoiseSource::Given), (Some(2.5), NoiseSource::Philox)] {
@@ -184,8 +188,7 @@ fn all_variants_of_a_step_match_the_reference() {
 /// A sampler with a fixed variance leaves the variance channels of a model unread.
 #[test]
 fn variance_channels_may_be_left_unread() {
-    let table =
-        StepTable { rows: rows(0.0), clip: Clip::Range(1.0), learned_variance: None, init_noise_sigma: 1.0 };
+    let table = StepTable { rows: rows(0.0), clip: Clip::Range(1.0), learned_variance: None, init_noise_sigma: 1.0 };
     let setting = Setting { model_channels: 6, guidance: Some(1.5), ..Setting::new(table, [2, 3, 5, 3]) };
     judge("unread variance", |backend| setting.run(backend));
 }
@@ -223,7 +226,11 @@ fn thresholds_are_exact_quantiles() {
                     let mut magnitudes: Vec<f64> = image.iter().map(|v| f64::from(v.abs())).collect();
                     let scale = clip.dynamic_scale(&mut magnitudes);
                     for (a, v) in actual.iter().zip(image) {
-                        assert_eq!(*a, f64::from(clip.apply(f64::from(*v), scale) as f32), "{shape:?} {ratio}: S {scale}");
+                        assert_eq!(
+                            *a,
+                            f64::from(clip.apply(f64::from(*v), scale) as f32),
+                            "{shape:?} {ratio}: S {scale}"
+                        );
                     }
                 }
             });

@@ -147,12 +147,8 @@ fn sampler_step(ctx: &mut Lowering, node: &Node, s: &SamplerStep) -> Result<(), 
         guided: u32::from(s.guidance.is_some()),
         channels: ctx.shape(node.inputs[1]).channels() as u32,
     };
-    let layout = ImageLayout {
-        images: images.count,
-        elements: images.elements,
-        channels: images.channels,
-        whole: images.whole,
-    };
+    let layout =
+        ImageLayout { images: images.count, elements: images.elements, channels: images.channels, whole: images.whole };
     let rows = rows(ctx, &s.table);
     let (clip, range) = match s.table.clip {
         Clip::None => (0, 0.0),
