@@ -1,4 +1,4 @@
-//! Compiles the kernels: `nvcc` for the GPU, and the host compiler for the simulator where the features ask for it.
+//! Compiles the kernels: `nvcc` for the GPU, and the host's C++ compiler for the simulator where the feature asks for it.
 
 #[path = "build/nvcc/mod.rs"]
 mod nvcc;

@@ -80,10 +80,8 @@ fn write_wrapper(source: &Path, kernels: &Path, out: &Path) -> PathBuf {
     let relative = source.strip_prefix(kernels).expect("sources are below kernels/");
     let name: String =
         relative.to_string_lossy().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
-    let text = format!(
-        "#include \"device/device.cuh\"\nnamespace kernel::{name} {{\n#include \"{}\"\n}}\n",
-        source.display()
-    );
+    let text =
+        format!("#include \"device/device.cuh\"\nnamespace kernel::{name} {{\n#include \"{}\"\n}}\n", source.display());
     let wrapper = out.join(format!("{name}.cpp"));
     // Unchanged wrappers keep their time stamps.
     if fs::read_to_string(&wrapper).ok().as_ref() != Some(&text) {

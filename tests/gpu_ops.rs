@@ -3,6 +3,7 @@
 mod common;
 mod gpu {
     mod diffusion;
+    mod elementwise;
     mod graphs;
     mod optim;
     mod sampling;

@@ -80,7 +80,10 @@ pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
     let recorded = record(&model.config, &weights, &workload, a.as_ref())?;
 
     if !quiet {
-        println!("{:>4} {:<20} {:<44} {:>9} {:>9} {:>9}", "", "operation", "layer", "worst", "mean", "limit");
+        println!(
+            "{:<4} {:<20} {:<40} {:<20} {:>9} {:>9} {:>9}",
+            "", "operation", "layer", "result", "worst", "mean", "limit"
+        );
     }
     let mut operations = Vec::new();
     compare_operations(recorded.exe.as_ref(), &recorded.integers, a.as_ref(), b.as_ref(), |report| {
@@ -122,10 +125,11 @@ fn place(o: &OpReport) -> String {
 
 fn print(o: &OpReport) {
     println!(
-        "{} {:<20} {:<44} {:>9.2e} {:>9.2e} {:>9.2e}",
+        "{} {:<20} {:<40} {:<20} {:>9.2e} {:>9.2e} {:>9.2e}",
         if o.passed { "ok  " } else { "FAIL" },
         if o.result == 0 { o.op.to_string() } else { format!("{} [{}]", o.op, o.result) },
-        format!("{} {:?}", o.scope, o.shape),
+        o.scope,
+        format!("{:?}", o.shape),
         o.errors.worst,
         o.errors.mean,
         o.limits.worst

@@ -4,6 +4,7 @@
 pub mod memory;
 pub mod models;
 pub mod process;
+pub mod training;
 
 use std::sync::Arc;
 
