@@ -2,7 +2,9 @@
 
 mod common;
 
-use common::{Built, build, differentiable};
+use common::cases::differentiable;
+use common::{Built, build};
+use warpdiff::backend::Precision;
 use warpdiff::reference::Reference;
 
 /// The scalar sum of y * dy as it depends on one operand.
@@ -16,7 +18,7 @@ fn objective(b: &mut Built, operand: usize, x: &[f32], dy: &[f64]) -> f64 {
 fn every_operation_matches_finite_differences() {
     let mut checked = 0;
     for (seed, case) in differentiable(1).iter().enumerate() {
-        let mut b = build(case, &Reference::default(), true, seed as u64);
+        let mut b = build(case, &Reference::default(), true, seed as u64, Precision::F32);
         let dy = b.exe.read_f64(b.dy.unwrap());
         for operand in 0..b.operands.len() {
             let Some(gradient) = b.gradients[operand] else { continue };
@@ -38,7 +40,7 @@ fn every_operation_matches_finite_differences() {
                 assert!(
                     (gradient[i] - expected).abs() < 2e-6 * scale,
                     "{}: operand {operand}, element {i}: {} instead of {expected}",
-                    case.name,
+                    case.id,
                     gradient[i]
                 );
                 checked += 1;

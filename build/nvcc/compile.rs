@@ -191,13 +191,19 @@ impl Made {
             .map_err(|e| format!("{} cannot be run: {e}", plan.compiler.path.display()))?;
         let log = String::from_utf8_lossy(&output.stderr);
         if !output.status.success() {
-            let hint = "nvcc failed (it needs g++ as well; WARPDIFF_NVCC=off builds without CUDA kernels)";
-            return Err(format!("{hint}\n{}{log}", String::from_utf8_lossy(&output.stdout)));
+            let said = format!("{}{log}", String::from_utf8_lossy(&output.stdout));
+            let host = if has_host_compiler() { "" } else { "\nnvcc needs g++, which is not there: install it" };
+            return Err(format!("nvcc failed (WARPDIFF_NVCC=off builds without CUDA kernels)\n{said}{host}"));
         }
         write(&self.log, &log)?;
         write(&self.ptx, &format!("{}\0", kept_ptx(&steps)?))?;
         fs::remove_dir_all(&steps).map_err(|e| format!("{}: {e}", steps.display()))
     }
+}
+
+/// nvcc runs g++ for its preprocessor, unless flags of the user name another compiler.
+fn has_host_compiler() -> bool {
+    Command::new("g++").arg("--version").output().is_ok()
 }
 
 /// The PTX among nvcc's intermediate files. Those of several architectures must agree in kernels and parameters.

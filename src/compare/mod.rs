@@ -73,8 +73,9 @@ pub fn compare_operations(
         let actual = operation.run(b)?;
         for (result, value) in node.outputs.iter().enumerate() {
             let errors = Errors::between(&actual[result], &expected[result]);
-            let yardstick = rounded.as_ref().map(|r| Errors::between(&r[result], &expected[result]));
-            let limits = Limits::new(graph.value(*value).dtype, loss.is_some_and(|loss| index > loss), yardstick);
+            let rounded = rounded.as_ref().map(|r| r[result].as_slice());
+            let gradient = loss.is_some_and(|loss| index > loss);
+            let limits = Limits::new(graph.value(*value).dtype, gradient, &expected[result], rounded);
             each(OpReport {
                 node: index,
                 op: node.op.name(),

@@ -64,16 +64,18 @@ pub(super) fn attention(n: usize, qkv: Tensor) -> Vec<Vec<f64>> {
     vec![out, lse]
 }
 
-pub(super) fn attention_grad(n: usize, dout: Tensor, qkv: Tensor) -> Vec<f64> {
+/// Operands: dout, qkv, out. The mean of a row of score gradients is dout * out, with `out` as it was stored.
+pub(super) fn attention_grad(n: usize, dout: Tensor, qkv: Tensor, out: Tensor) -> Vec<f64> {
     let c = qkv.shape.channels() / 3;
     let mut dqkv = vec![0.0; qkv.data.len()];
     for head in heads(qkv, n) {
         for i in 0..head.tokens() {
             let (p, _) = head.probabilities(i);
-            let dy = |d: usize| dout.data[(head.sample * head.tokens() + i) * c + head.first_channel + d];
+            let at = (head.sample * head.tokens() + i) * c + head.first_channel;
+            let dy = |d: usize| dout.data[at + d];
             let dp: Vec<f64> =
                 (0..head.tokens()).map(|j| (0..head.width).map(|d| dy(d) * head.get(2, j, d)).sum()).collect();
-            let mean: f64 = p.iter().zip(&dp).map(|(p, d)| p * d).sum();
+            let mean: f64 = (0..head.width).map(|d| dy(d) * out.data[at + d]).sum();
             for j in 0..head.tokens() {
                 let dscore = p[j] * (dp[j] - mean) * head.scale();
                 for d in 0..head.width {

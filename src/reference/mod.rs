@@ -234,7 +234,7 @@ fn eval(op: &Op, x: &[Tensor], out: &[Shape]) -> Vec<Vec<f64>> {
         Op::GroupNorm(n) => norm::group_norm(n, x),
         Op::GroupNormGrad(n) => norm::group_norm_grad(n, x),
         Op::Attention { heads } => attention::attention(*heads, x[0]),
-        Op::AttentionGrad { heads } => vec![attention::attention_grad(*heads, x[0], x[1])],
+        Op::AttentionGrad { heads } => vec![attention::attention_grad(*heads, x[0], x[1], x[2])],
         Op::Noising(n) => training::noising(n, x),
         Op::DiffusionLoss { objective, noise } => training::loss(objective, *noise, x),
         Op::GlobalNorm => vec![vec![x.iter().flat_map(|t| t.data).map(|g| g * g).sum::<f64>().sqrt()]],

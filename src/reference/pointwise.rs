@@ -148,3 +148,64 @@ fn dropout(p: f64, layer: u32, x: &[Tensor]) -> Vec<f64> {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn filter(f: Fir, (h, w): (usize, usize), data: &[f64]) -> Vec<f64> {
+        let size = |v: usize| if f.up { 2 * v } else { v / 2 };
+        let x = Tensor { shape: [1, h, w, 1].into(), data };
+        fir(&f, x, [1, size(h), size(w), 1].into())
+    }
+
+    /// The rows of both operators along one axis, worked out by hand; the other axis is an impulse's.
+    #[test]
+    fn the_filter_of_the_released_models() {
+        let taps = [1.0, 3.0, 3.0, 1.0];
+        // Of one row, up: (x[m-1] + 3 x[m]) / 4 and (3 x[m] + x[m+1]) / 4; the two rows meet 3/4 of it.
+        let up = filter(Fir::up(taps), (1, 3), &[4.0, 8.0, -16.0]);
+        let row: Vec<f64> = [3.0, 5.0, 7.0, 2.0, -10.0, -12.0].iter().map(|v| 0.75 * v).collect();
+        assert_eq!(up, [row.clone(), row].concat());
+        // Down: (x[2o-1] + 3 x[2o] + 3 x[2o+1] + x[2o+2]) / 8, of two equal rows 6/8.
+        let x = [8.0, 16.0, -8.0, 24.0];
+        let down = filter(Fir::down(taps), (2, 4), &[x, x].concat());
+        assert_eq!(down, [8.0, 8.0].map(|v| 0.75 * v));
+    }
+
+    /// A convolution turns its filter around: the first tap meets the pixel farthest to the right.
+    #[test]
+    fn a_filter_that_is_not_symmetric() {
+        let taps = [1.0, 10.0, 100.0, 889.0];
+        let mut x = vec![0.0; 64];
+        x[3 * 8 + 3] = 1e6;
+        // Down, pixel 3 lies at 4 of the padded axis: third of the four of column 1, first of those of column 2.
+        let down = filter(Fir::down(taps), (8, 8), &x);
+        let expected = |o: usize| [0.0, 10.0, 889.0, 0.0][o];
+        // Up, it lies at 8 of the padded axis: last of the four of column 5, first of those of column 8.
+        let up = filter(Fir::up(taps), (8, 8), &x);
+        let spread = |o: usize| if (5..9).contains(&o) { 2.0 * taps[o - 5] } else { 0.0 };
+        for y in 0..16 {
+            for x in 0..16 {
+                if y < 4 && x < 4 {
+                    assert!((down[y * 4 + x] - expected(y) * expected(x)).abs() < 1e-9, "down {y} {x}");
+                }
+                assert!((up[y * 16 + x] - spread(y) * spread(x)).abs() < 1e-8, "up {y} {x}: {}", up[y * 16 + x]);
+            }
+        }
+    }
+
+    #[test]
+    fn constants_are_kept_away_from_the_border() {
+        for f in [Fir::up([1.0, 3.0, 3.0, 1.0]), Fir::down([1.0, 3.0, 3.0, 1.0])] {
+            let y = filter(f, (8, 8), &[1.5; 64]);
+            let side = if f.up { 16 } else { 4 };
+            for i in 1..side - 1 {
+                for j in 1..side - 1 {
+                    assert_eq!(y[i * side + j], 1.5);
+                }
+            }
+            assert!(y[0] < 1.5);
+        }
+    }
+}
