@@ -12,7 +12,8 @@ struct GaussianGrad {
     double d_log_variance;
 };
 
-// KL(N(mean_q, exp(log_var_q)) || N(mean_p, exp(log_var_p))), derivatives by the second Gaussian; delta = mean_p - mean_q.
+// KL(N(mean_q, exp(log_var_q)) || N(mean_p, exp(log_var_p))), derivatives by the second Gaussian; delta = mean_p -
+// mean_q.
 __device__ inline GaussianGrad normal_kl(double delta, double log_var_q, double log_var_p) {
     const double ratio = log_var_q - log_var_p;
     const double spread = exp(ratio);
@@ -35,7 +36,8 @@ __device__ inline BinEnd bin_end(double z) {
     return {0.5 * (1.0 + t), density, z * density};
 }
 
-// -ln of the probability that N(mean, exp(log_variance)) falls into the bin of grey level `x`; the outermost bins are open.
+// -ln of the probability that N(mean, exp(log_variance)) falls into the bin of grey level `x`; the outermost bins are
+// open.
 __device__ inline GaussianGrad decoder_nll(double x, double mean, double log_variance, double half_width, double edge) {
     constexpr double MIN_PROBABILITY = 1e-12;
     const double inverse_std = exp(-0.5 * log_variance);

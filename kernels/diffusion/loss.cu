@@ -1,13 +1,14 @@
-// The training loss of each example and its gradient: loss = w_t MSE(out, target) + vb_weight * bound, in bits per dimension
-// (2006.11239, eq. 14; 2102.09672, section 3.1), dout = d mean(loss) / d out.
+// The training loss of each example and its gradient: loss = w_t MSE(out, target) + vb_weight * bound, in bits per
+// dimension (2006.11239, eq. 14; 2102.09672, section 3.1), dout = d mean(loss) / d out.
 //
-// Shapes: out, dout [N,H,W,C or 2C] in the activation type; x0, x_t, eps [N,H,W,C], t [N] and losses [N,3], (loss, L_simple,
-// bound), in f32. Without eps the kernel draws it again from its counter, and x_t follows from it.
-// Layout: dense NHWC. A block takes one chunk of one image; images of several chunks are added up by a second launch, in
-// order, so that an example's numbers do not depend on its batch. Shared memory: 128 bytes.
+// Shapes: out, dout [N,H,W,C or 2C] in the activation type; x0, x_t, eps [N,H,W,C], t [N] and losses [N,3], (loss,
+// L_simple, bound), in f32. Without eps the kernel draws it again from its counter, and x_t follows from it.
+// Layout: dense NHWC. A block takes one chunk of one image; images of several chunks are added up by a second launch,
+// in order, so that an example's numbers do not depend on its batch. Shared memory: 64 bytes.
 // The squared error is f32, the bound f64: see bound.cuh.
-// Limit: Philox where eps is drawn again, else bytes; with the bound about 150 f64 instructions an element, which a chip
-// with f64 at half rate hides. Floor: 3 elements read or written (2 more with variance channels), about 60 FLOP.
+// Limit: Philox where eps is drawn again, else bytes; with the bound about 100 f64 instructions an element (300 at t =
+// 0), which a chip with f64 at half rate does in a few microseconds. Floor: 8 bytes an element in bf16 (4 more with
+// variance channels).
 
 #include "diffusion/bound.cuh"
 #include "diffusion/quad.cuh"

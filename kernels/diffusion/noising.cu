@@ -1,4 +1,5 @@
-// Forward noising: x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps (2006.11239, eq. 4), with t and eps drawn here.
+// Forward noising: x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps (2006.11239, eq. 4), with t and eps drawn
+// here.
 //
 // Shapes: x0 [N,H,W,C], t [N] and, if it is asked for, eps [N,H,W,C] in f32; x_t [N,H,W,C] in the activation type.
 // Layout: dense NHWC. A thread makes four elements of one image, which is what one Philox call yields; an image has the

@@ -75,14 +75,16 @@ __device__ inline Strided strided(const Quad& quad, uint32_t image_elements, uin
 
 // Channels `extra..` of the elements of a quad.
 template <class T>
-__device__ void load_strided(const void* batch, const Quad& quad, const Strided& s, uint32_t extra, float (&out)[QUAD]) {
+__device__ void load_strided(const void* batch, const Quad& quad, const Strided& s, uint32_t extra,
+                             float (&out)[QUAD]) {
     const T* p = static_cast<const T*>(batch) + extra;
 #pragma unroll
     for (int i = 0; i < QUAD; i++) out[i] = uint32_t(i) < quad.count ? to_float(p[s.at[i]]) : 0.0f;
 }
 
 template <class T>
-__device__ void store_strided(void* batch, const Quad& quad, const Strided& s, uint32_t extra, const float (&v)[QUAD]) {
+__device__ void store_strided(void* batch, const Quad& quad, const Strided& s, uint32_t extra,
+                              const float (&v)[QUAD]) {
     T* p = static_cast<T*>(batch) + extra;
 #pragma unroll
     for (int i = 0; i < QUAD; i++) {

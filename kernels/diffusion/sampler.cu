@@ -3,10 +3,11 @@
 //     x_next = a x_t + b x_0 + e model + p x0_prev + std z
 // with guidance, a learned variance, the noise and both results in one pass (src/diffusion/step_table.rs).
 //
-// Shapes: x, x0_prev, z, x_next, x0 [N,H,W,C] in f32, model [N or 2N,H,W,C or 2C] in the activation type, step [1]. Results may
-// lie on x and x0_prev: a thread reads its four elements before it writes them. Layout: dense NHWC. Shared memory: none.
-// Limit: bytes. Floor: 16 bytes an element and the model's, against about 10 f64 operations (30 more for a learned variance)
-// and, in steps with noise, a quarter of a Philox call.
+// Shapes: x, x0_prev, z, x_next, x0 [N,H,W,C] in f32, model [N or 2N,H,W,C or 2C] in the activation type, step [1].
+// Results may lie on x and x0_prev: a thread reads its four elements before it writes them. Layout: dense NHWC. Shared
+// memory: none.
+// Limit: bytes. Floor: 16 bytes an element and the model's, against about 10 f64 operations (30 more for a learned
+// variance) and, in steps with noise, a quarter of a Philox call.
 
 #include "diffusion/step_row.cuh"
 #include "diffusion/variance.cuh"

@@ -1,6 +1,6 @@
-// Exact order statistics of an image by radix selection: the bits of a non-negative f32 are in the order of its values, and
-// three passes over the keys fix 11, 11 and 10 bits of two neighbouring ranks at once. Counts are integers, so atomic additions
-// leave the result independent of the order of threads.
+// Exact order statistics of an image by radix selection: the bits of a non-negative f32 are in the order of its values,
+// and three passes over the keys fix 11, 11 and 10 bits of two neighbouring ranks at once. Counts are integers, so
+// atomic additions leave the result independent of the order of threads.
 #pragma once
 
 #include "device/device.cuh"
@@ -55,7 +55,8 @@ __device__ inline uint32_t sum_before(uint32_t v, uint32_t* scratch) {
     return before;
 }
 
-// Extends both prefixes by the digit that a pass has counted. Called by a whole block; `selection` is shared by its threads.
+// Extends both prefixes by the digit that a pass has counted. Called by a whole block; `selection` is shared by its
+// threads.
 __device__ inline void select_digit(const uint32_t* histograms, Selection& selection, Digit digit, uint32_t* scratch) {
     constexpr uint32_t OWN = BINS / SELECT_THREADS;
     const Selection before = selection;

@@ -1,8 +1,8 @@
 // The scalars of a sampling step, the numbers of src/diffusion/step_table.rs, and the x_0 estimate that they make.
 //
-// They are f64, and so is the arithmetic: near alpha_bar = 0 the two terms of x_0 are hundreds of times larger than their
-// sum, and f32 scalars would leave an error of 1e-5 to 1e-3 in an x_0 of about 1. In f64 a step adds no more than the rounding
-// of its results.
+// They are f64, and so is the arithmetic: near alpha_bar = 0 the two terms of x_0 are hundreds of times larger than
+// their sum, and f32 scalars would leave an error of 1e-5 to 1e-3 in an x_0 of about 1. In f64 a step adds no more than
+// the rounding of its results.
 #pragma once
 
 #include "diffusion/quad.cuh"
@@ -39,7 +39,8 @@ struct ImageLayout {
 };
 
 template <class T>
-__device__ void load_prediction(const ModelOutput& output, const ImageLayout& layout, const Quad& quad, float (&out)[QUAD]) {
+__device__ void load_prediction(const ModelOutput& output, const ImageLayout& layout, const Quad& quad,
+                                float (&out)[QUAD]) {
     if (output.channels == layout.channels) {
         load_quad<T>(output.data, quad, layout.whole, out);
     } else {
@@ -50,7 +51,8 @@ __device__ void load_prediction(const ModelOutput& output, const ImageLayout& la
 
 // The network's prediction after guidance: unconditional + scale (conditional - unconditional).
 template <class T>
-__device__ void load_model(const ModelOutput& output, const ImageLayout& layout, const Quad& quad, double (&out)[QUAD]) {
+__device__ void load_model(const ModelOutput& output, const ImageLayout& layout, const Quad& quad,
+                           double (&out)[QUAD]) {
     float conditional[QUAD];
     load_prediction<T>(output, layout, quad, conditional);
 #pragma unroll

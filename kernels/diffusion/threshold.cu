@@ -1,9 +1,10 @@
-// Dynamic thresholding (2205.11487, section 2.3): S = clamp(quantile of |x_0| over one image, 1, max_value), the quantile by
-// linear interpolation between two neighbouring order statistics, as src/diffusion/clip.rs has it.
+// Dynamic thresholding (2205.11487, section 2.3): S = clamp(quantile of |x_0| over one image, 1, max_value), the
+// quantile by linear interpolation between two neighbouring order statistics, as src/diffusion/clip.rs has it.
 //
 // Shapes: x [N,H,W,C] in f32, model as in sampler.cu; scales [N] in f64. Layout: dense NHWC.
 // Small images: a block an image, keys and histograms in shared memory (4 bytes an element and 16 KiB).
-// Large ones: begin, then count (many blocks an image; 16 KiB of shared memory) and select (one) for each of three digits.
+// Large ones: begin, then count (many blocks an image; 16 KiB of shared memory) and select (one) for each of three
+// digits.
 // Keys are |x_0| rounded to f32: rounding keeps the order, so S is the exact quantile up to that rounding.
 // Limit: shared-memory atomics where most keys share a digit. Floor: x and the model's output once, or three times.
 

@@ -1,10 +1,12 @@
-// AdamW (1711.05101) after clipping by the global norm, the moving average of the parameters and their bf16 copy, in one pass:
+// AdamW (1711.05101) after clipping by the global norm, the moving average of the parameters and their bf16 copy, in
+// one pass:
 //     g = grad min(1, max_grad_norm / (norm + 1e-6))
 //     m = beta1 m + (1 - beta1) g,   v = beta2 v + (1 - beta2) g^2
 //     p = p (1 - lr decay) - lr / correction1 * m / (sqrt(v / correction2) + eps)
 //     average = ema_decay average + (1 - ema_decay) p
 //
-// Shapes: a run of `count` parameters that all have gradients; norm [1], hyper [4] = (lr, correction1, correction2, ema_decay).
+// Shapes: a run of `count` parameters that all have gradients; norm [1], hyper [4] = (lr, correction1, correction2,
+// ema_decay).
 // Layout: dense f32, all arrays at the same offsets; the copy is bf16 or null. Shared memory: none.
 // Limit: bytes. Floor: 36 bytes a parameter (38 with the copy) and about 40 instructions.
 

@@ -1,7 +1,8 @@
 // The 2-norm over all gradients, norm = sqrt(sum g^2), in two stages with a fixed order of additions.
 //
 // Shapes: the gradients of all parameters as one run of `count` f32 values (gaps hold zeros) -> [1]. Layout: dense.
-// A block adds up one chunk, which depends on the length alone; a single block adds up the chunks. Shared memory: 64 bytes.
+// A block adds up one chunk, which depends on the length alone; a single block adds up the chunks. Shared memory: 64
+// bytes.
 // The sums are f64: squares of small gradients do not vanish, and the conversions hide behind the loads.
 // Limit: bytes. Floor: 4 bytes and 2 FLOP a parameter.
 

@@ -89,7 +89,8 @@ pub struct LossScalars {
     pub mean_x0: f64,
     /// Log variance of the posterior.
     pub posterior_log_variance: f64,
-    /// Log variance of the reverse step at v = -1, or the fixed one; not read if the network outputs the variance itself.
+    /// Log variance of the reverse step at v = -1, or the fixed one; not read if the network outputs the variance
+    /// itself.
     pub log_min: f64,
     /// The same at v = 1.
     pub log_max: f64,

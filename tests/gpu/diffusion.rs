@@ -11,11 +11,16 @@ use warpdiff::graph::{DType, Graph, LossNoise, Op, Plan};
 use warpdiff::rng::{Sequence, Stream};
 
 use super::graphs::{Measured, held_by_bf16, judge, normals, on_devices};
-use crate::common::gpu::check_both;
+use crate::common::gpu::{check, check_families};
 use crate::common::{Case, Operand};
 
 const KEY: [u32; 2] = [11, 12];
 const PREDICTIONS: [PredictionType; 3] = [PredictionType::Epsilon, PredictionType::Sample, PredictionType::VPrediction];
+
+#[test]
+fn shared_cases_match_the_reference() {
+    check_families(&["noising", "diffusion_loss"], 20);
+}
 
 #[test]
 fn noising_matches_the_reference() {
@@ -25,7 +30,7 @@ fn noising_matches_the_reference() {
         for eps in [false, true] {
             let examples = (0..n as u32).map(|i| 1_000_003 * i + 7).collect();
             let case = Case {
-                name: format!("noising {n}x{h}x{w}x{c}, eps {eps}"),
+                id: format!("noising/{n}x{h}x{w}x{c}, eps {eps}"),
                 op: Op::Noising(Noising::new(&schedule.alpha_bars, eps)),
                 operands: vec![
                     Operand::Random(vec![n, h, w, c]),
@@ -33,7 +38,9 @@ fn noising_matches_the_reference() {
                     Operand::Integers(KEY.to_vec()),
                 ],
             };
-            check_both(&case, false, (h * w) as u64);
+            for precision in [Precision::F32, Precision::Bf16] {
+                check(&case, precision, false, (h * w) as u64);
+            }
         }
     }
 }

@@ -2,12 +2,12 @@
 
 use warpdiff::backend::gpu::Gpu;
 use warpdiff::backend::{Backend, Precision};
-use warpdiff::compare::rule::{Errors, Limits};
 use warpdiff::graph::DType;
 use warpdiff::reference::Reference;
 use warpdiff::rng::{Sequence, Stream};
 
 use crate::common::gpu::devices;
+use crate::common::tolerance;
 
 /// A named result: its element type, whether it is a gradient, and its elements.
 pub struct Measured {
@@ -37,10 +37,9 @@ pub fn judge(name: &str, run: impl Fn(&dyn Backend) -> Vec<Measured>) {
         for driver in devices() {
             let actual = run(&Gpu::new(driver, precision));
             for (i, (e, a)) in expected.iter().zip(&actual).enumerate() {
-                let yardstick = rounded.as_ref().map(|r| Errors::between(&r[i].data, &e.data));
-                let limits = Limits::new(e.dtype, e.gradient, yardstick);
-                let errors = Errors::between(&a.data, &e.data);
-                assert!(limits.allow(&errors), "{name} in {precision}: {}: {errors:?}, {limits:?}", e.name);
+                let rounded = rounded.as_ref().map(|r| r[i].data.as_slice());
+                let verdict = tolerance::judge(e.dtype, e.gradient, &a.data, &e.data, rounded);
+                verdict.unwrap_or_else(|reason| panic!("{name} in {precision}: {}: {reason}", e.name));
             }
             let first = first.get_or_insert_with(|| actual.iter().map(|a| a.data.clone()).collect());
             let same = first.iter().flatten().zip(actual.iter().flat_map(|a| &a.data));

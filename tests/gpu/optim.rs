@@ -12,8 +12,8 @@ use super::graphs::{Measured, judge, normals, on_devices};
 const OPTIMIZER: AdamW = AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, max_grad_norm: 1.0 };
 const STORES: [Store; 4] = [Store::Params, Store::Moment1, Store::Moment2, Store::Ema];
 
-/// Shapes of parameters, with whether they have a gradient: lengths off every power of two, a single number, a frozen one in the
-/// middle and one at the end.
+/// Shapes of parameters, with whether they have a gradient: lengths off every power of two, a single number, a frozen
+/// one in the middle and one at the end.
 const PARAMS: [([usize; 4], bool); 6] = [
     ([3, 3, 5, 3], true),
     ([1, 1, 1, 1], true),

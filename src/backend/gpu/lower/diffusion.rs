@@ -9,7 +9,7 @@ use crate::diffusion::{TrainingObjective, VarianceType};
 use crate::graph::op::Noising;
 use crate::graph::{LossNoise, Node, Op, Shape};
 
-/// `THREADS` of noising.cu and sampler.cu: small blocks, so that a batch of small images fills the device evenly.
+/// Threads of a block of noising.cu and sampler.cu: small blocks, so that a batch of small images fills the device evenly.
 pub(super) const BLOCK: u32 = 128;
 /// `THREADS` of loss.cu.
 const LOSS_BLOCK: u32 = 256;

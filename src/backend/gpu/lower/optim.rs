@@ -9,8 +9,8 @@ use crate::graph::plan::ALIGN;
 use crate::graph::{AdamW, Node, Op, ParamId, Plan};
 
 const BLOCK: u32 = 256;
-/// Gradients that a block adds up: 64 a thread, about a thousand blocks for the CIFAR-10 U-Net. Fixed, so that the norm does
-/// not depend on the device.
+/// Gradients that a block adds up: 64 a thread, about a thousand blocks for the CIFAR-10 U-Net. Fixed, so that the norm
+/// does not depend on the device.
 const NORM_CHUNK: u32 = 1 << 14;
 /// Parameters that a thread updates: 16 bytes of f32.
 const WIDTH: usize = 4;
@@ -101,8 +101,8 @@ fn adamw(ctx: &mut Lowering, node: &Node, o: &AdamW) {
     }
 }
 
-/// Byte ranges `(start, length)` of neighbouring parameters that have gradients, the gaps behind them included: one launch
-/// each, one in all where every parameter is trained.
+/// Byte ranges `(start, length)` of neighbouring parameters that have gradients, the gaps behind them included: one
+/// launch each, one in all where every parameter is trained.
 fn trained_runs(plan: &Plan) -> Vec<(usize, usize)> {
     let mut runs: Vec<(usize, usize)> = Vec::new();
     for (i, place) in plan.param_places().iter().enumerate() {
