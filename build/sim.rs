@@ -1,4 +1,7 @@
 //! Builds the simulator: every kernel source and the runtime, compiled for the CPU and linked into the crate.
+//!
+//! Feature `sim-checks` adds the kernels of `kernels/sim/tests` and two shared objects of the same sources, a race detector and
+//! an address sanitizer, whose paths are in `WARPDIFF_SIM_RACE` and `WARPDIFF_SIM_ASAN`.
 
 use std::collections::BTreeSet;
 use std::env;
@@ -6,46 +9,123 @@ use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Compiles `kernels/` for the CPU (feature `sim`).
+/// Compiles `kernels/` for the CPU.
 pub fn build() {
-    let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR"));
-    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
-    let kernels = root.join("kernels");
-    let checks = env::var_os("CARGO_FEATURE_SIM_CHECKS").is_some();
-
-    let mut files = BTreeSet::new();
-    collect(&kernels, &mut files);
-    println!("cargo:rerun-if-changed={}", kernels.display());
-    for file in &files {
-        println!("cargo:rerun-if-changed={}", file.display());
-    }
-    let tests = kernels.join("sim/tests");
-    let has_extension = |path: &Path, extension: &str| path.extension() == Some(OsStr::new(extension));
-    let wrappers: Vec<PathBuf> = files
-        .iter()
-        .filter(|path| has_extension(path, "cu") && (checks || !path.starts_with(&tests)))
-        .map(|path| write_wrapper(path, &kernels, &out))
-        .collect();
-    let runtime: Vec<PathBuf> = files.iter().filter(|path| has_extension(path, "cpp")).cloned().collect();
-
-    let mut library = compiler(&kernels);
-    library.flag("-ftls-model=initial-exec");
-    library.files(wrappers).files(runtime);
+    let sources = Sources::find();
+    let mut library = compiler(&sources.include);
+    library.opt_level(2).flag("-ftls-model=initial-exec").files(&sources.kernels).files(&sources.runtime);
     // Kernels register themselves from objects that nothing refers to.
     library.link_lib_modifier("+whole-archive");
     library.compile("warpdiff_sim");
+    if sources.checks {
+        let race = Variant {
+            name: "race",
+            optimisation: 1,
+            everywhere: &["-DSIM_RACE"],
+            kernels: &["-fsanitize=thread", "--param", "tsan-instrument-func-entry-exit=0"],
+            // The runtime answers the instrumentation's calls itself.
+            link: &[],
+        };
+        let asan = Variant {
+            name: "asan",
+            optimisation: 1,
+            everywhere: &["-fsanitize=address", "-fno-omit-frame-pointer"],
+            // Static shared memory is thread-local, which has no red zones: its arrays are checked by their types.
+            kernels: &["-fsanitize=bounds-strict", "-fno-sanitize-recover=bounds-strict"],
+            link: &["-fsanitize=address,bounds-strict"],
+        };
+        println!("cargo:rustc-env=WARPDIFF_SIM_RACE={}", race.build(&sources).display());
+        println!("cargo:rustc-env=WARPDIFF_SIM_ASAN={}", asan.build(&sources).display());
+    }
 }
 
-fn compiler(kernels: &Path) -> cc::Build {
+/// What is compiled.
+struct Sources {
+    include: PathBuf,
+    out: PathBuf,
+    kernels: Vec<PathBuf>,
+    runtime: Vec<PathBuf>,
+    checks: bool,
+}
+
+impl Sources {
+    fn find() -> Self {
+        let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR"));
+        let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+        let include = root.join("kernels");
+        let checks = env::var_os("CARGO_FEATURE_SIM_CHECKS").is_some();
+        let mut files = BTreeSet::new();
+        collect(&include, &mut files);
+        // Directories too, so that new files are seen.
+        println!("cargo:rerun-if-changed={}", include.display());
+        for file in &files {
+            println!("cargo:rerun-if-changed={}", file.display());
+        }
+        let tests = include.join("sim/tests");
+        let has_extension = |path: &Path, extension: &str| path.extension() == Some(OsStr::new(extension));
+        let kernels = files
+            .iter()
+            .filter(|path| has_extension(path, "cu") && (checks || !path.starts_with(&tests)))
+            .map(|path| write_wrapper(path, &include, &out))
+            .collect();
+        let runtime = files.iter().filter(|path| has_extension(path, "cpp")).cloned().collect();
+        Self { include, out, kernels, runtime, checks }
+    }
+}
+
+/// A shared object with checks, to be opened at run time.
+struct Variant {
+    name: &'static str,
+    optimisation: u32,
+    everywhere: &'static [&'static str],
+    kernels: &'static [&'static str],
+    link: &'static [&'static str],
+}
+
+impl Variant {
+    fn build(&self, sources: &Sources) -> PathBuf {
+        let objects_of = |kind: &str, files: &[PathBuf], optimisation: u32, flags: &[&str]| {
+            let mut build = compiler(&sources.include);
+            build.opt_level(optimisation).files(files).out_dir(sources.out.join(self.name).join(kind));
+            for flag in self.everywhere.iter().chain(flags) {
+                build.flag(flag);
+            }
+            build.compile_intermediates()
+        };
+        let mut objects = objects_of("runtime", &sources.runtime, 2, &[]);
+        objects.extend(objects_of("kernels", &sources.kernels, self.optimisation, self.kernels));
+
+        // Nothing but the C interface leaves the library: several copies live in one process.
+        let exports = sources.out.join("exports.map");
+        write_if_changed(&exports, "{ global: sim_*; local: *; };\n");
+        let library = sources.out.join(format!("libwarpdiff_sim_{}.so", self.name));
+        let status = compiler(&sources.include)
+            .get_compiler()
+            .to_command()
+            .args(["-shared", "-pthread", "-Wl,-Bsymbolic", "-Wl,--no-undefined"])
+            .arg(format!("-Wl,--version-script={}", exports.display()))
+            .args(self.link)
+            .args(objects)
+            .arg("-ldl")
+            .arg("-o")
+            .arg(&library)
+            .status();
+        assert!(status.is_ok_and(|s| s.success()), "linking {} failed", library.display());
+        library
+    }
+}
+
+fn compiler(include: &Path) -> cc::Build {
     let mut build = cc::Build::new();
-    build.cpp(true).std("c++20").opt_level(2).warnings(true).extra_warnings(true).include(kernels);
+    build.cpp(true).std("c++20").warnings(true).extra_warnings(true).include(include);
     for flag in [
         // Kernels view the same bytes as several types.
         "-fno-strict-aliasing",
-        // Shared memory is thread-local and needs no initialisation: no hidden calls on each access.
+        // Shared memory is thread-local and needs no initialisation: no hidden call on each access.
         "-fno-extern-tls-init",
         "-fno-gnu-unique",
         "-fvisibility=hidden",
+        // As nvcc does.
         "-ffp-contract=fast",
         // Line tables for reports.
         "-g1",
@@ -55,7 +135,7 @@ fn compiler(kernels: &Path) -> cc::Build {
     ] {
         build.flag(flag);
     }
-    // Without hardware fma, fmaf is a slow call, and products are not contracted as on a GPU.
+    // Without hardware fma, fmaf is a slow call, and products are not contracted.
     if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
         build.flag("-march=x86-64-v3");
     }
@@ -76,16 +156,19 @@ fn collect(directory: &Path, files: &mut BTreeSet<PathBuf>) {
 }
 
 /// A C++ file that includes the kernel source in a namespace of its own: two sources may use the same names.
-fn write_wrapper(source: &Path, kernels: &Path, out: &Path) -> PathBuf {
-    let relative = source.strip_prefix(kernels).expect("sources are below kernels/");
+fn write_wrapper(source: &Path, include: &Path, out: &Path) -> PathBuf {
+    let relative = source.strip_prefix(include).expect("sources are below kernels/");
     let name: String =
         relative.to_string_lossy().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
     let text =
         format!("#include \"device/device.cuh\"\nnamespace kernel::{name} {{\n#include \"{}\"\n}}\n", source.display());
     let wrapper = out.join(format!("{name}.cpp"));
-    // Unchanged wrappers keep their time stamps.
-    if fs::read_to_string(&wrapper).ok().as_ref() != Some(&text) {
-        fs::write(&wrapper, text).unwrap_or_else(|e| panic!("{}: {e}", wrapper.display()));
-    }
+    write_if_changed(&wrapper, &text);
     wrapper
+}
+
+fn write_if_changed(path: &Path, text: &str) {
+    if fs::read_to_string(path).ok().as_deref() != Some(text) {
+        fs::write(path, text).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    }
 }

@@ -4,7 +4,9 @@ mod common;
 mod gpu {
     mod diffusion;
     mod elementwise;
+    mod embedding;
     mod graphs;
+    mod norm;
     mod optim;
     mod sampling;
 }

@@ -3,8 +3,11 @@
 
 #include "device/platform.cuh"
 
+#include "device/activation.cuh"
 #include "device/async.cuh"
 #include "device/barrier.cuh"
+#include "device/columns.cuh"
+#include "device/fast_divide.cuh"
 #include "device/mbarrier.cuh"
 #include "device/mma.cuh"
 #include "device/philox.cuh"

@@ -1,7 +1,8 @@
-// Operations that map elements one by one: y = silu(a), y = a * silu'(b), y = a + b, and y = a rounded to T.
+// Operations that map elements one by one: y = silu(a), y = a * silu'(b), y = a + b, y = mul * a + add, y = a rounded to T,
+// and the same written twice in a row (the batch of classifier-free guidance).
 //
 // Shapes: any, `count` elements. Layout: dense. Shared memory: none.
-// Limit: bytes. Floor: sizeof(T) per operand and result (6 bytes an element for add in bf16), about 4 FLOP.
+// Limit: bytes. Floor: sizeof(T) per operand and result (6 bytes an element for add in bf16), up to 10 FLOP.
 
 #include "device/device.cuh"
 
@@ -10,62 +11,81 @@ struct MapArgs {
     const void* b;
     void* y;
     uint64_t count;
+    float mul;
+    float add;
 };
 
 namespace {
 
-// 16 bytes of f32, the widest type that an operation touches.
-constexpr int WIDTH = 4;
-
-__device__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
-
 struct Silu {
     static constexpr bool BINARY = false;
-    __device__ static float apply(float a, float) { return a * sigmoid(a); }
+    __device__ static float apply(const MapArgs&, float a, float) { return silu(a); }
 };
 
 struct SiluGrad {
     static constexpr bool BINARY = true;
-    __device__ static float apply(float dy, float x) {
-        const float s = sigmoid(x);
-        return dy * s * (1.0f + x * (1.0f - s));
-    }
+    __device__ static float apply(const MapArgs&, float dy, float x) { return dy * silu_slope(x); }
 };
 
 struct Add {
     static constexpr bool BINARY = true;
-    __device__ static float apply(float a, float b) { return a + b; }
+    __device__ static float apply(const MapArgs&, float a, float b) { return a + b; }
+};
+
+struct Scale {
+    static constexpr bool BINARY = false;
+    __device__ static float apply(const MapArgs& args, float a, float) { return fmaf(args.mul, a, args.add); }
 };
 
 struct Round {
     static constexpr bool BINARY = false;
-    __device__ static float apply(float a, float) { return a; }
+    __device__ static float apply(const MapArgs&, float a, float) { return a; }
 };
 
-// Operands are values of a plan and begin at multiples of 256 bytes, so whole vectors are aligned.
-template <class Op, class In, class Out>
-__device__ void map(const MapArgs& args) {
-    const In* a = static_cast<const In*>(args.a);
-    const In* b = static_cast<const In*>(args.b);
-    Out* y = static_cast<Out*>(args.y);
-    const uint64_t vectors = args.count / WIDTH;
+// Operands are values of a plan and begin at multiples of 256 bytes, so whole vectors are aligned. With COPIES = 2 the
+// second copy begins wherever the first one ends, and is written element by element where that is not a whole vector.
+template <class Op, class In, class Out, int COPIES = 1> __device__ void map(const MapArgs& args) {
+    constexpr int V = 16 / sizeof(Out);
+    const In* __restrict__ a = static_cast<const In*>(args.a);
+    const In* __restrict__ b = static_cast<const In*>(args.b);
+    Out* __restrict__ y = static_cast<Out*>(args.y);
+    const uint64_t vectors = args.count / V;
     const uint64_t stride = uint64_t(gridDim.x) * blockDim.x;
     const uint64_t first = uint64_t(blockIdx.x) * blockDim.x + threadIdx.x;
     for (uint64_t i = first; i < vectors; i += stride) {
-        float u[WIDTH], v[WIDTH] = {}, r[WIDTH];
-        load_floats<WIDTH>(a + i * WIDTH, u);
-        if constexpr (Op::BINARY) load_floats<WIDTH>(b + i * WIDTH, v);
-        for (int k = 0; k < WIDTH; k++) r[k] = Op::apply(u[k], v[k]);
-        store_floats<WIDTH>(y + i * WIDTH, r);
+        float u[V], v[V] = {};
+        load_floats<V>(a + i * V, u);
+        if constexpr (Op::BINARY) {
+            load_floats<V>(b + i * V, v);
+        }
+#pragma unroll
+        for (int k = 0; k < V; ++k) {
+            u[k] = Op::apply(args, u[k], v[k]);
+        }
+        store_floats<V>(y + i * V, u);
+        if constexpr (COPIES == 2) {
+            if (args.count % V == 0) {
+                store_floats<V>(y + args.count + i * V, u);
+            } else {
+#pragma unroll
+                for (int k = 0; k < V; ++k) {
+                    y[args.count + i * V + k] = from_float<Out>(u[k]);
+                }
+            }
+        }
     }
-    const uint64_t tail = vectors * WIDTH + first;
+    const uint64_t tail = vectors * V + first;
     if (tail < args.count) {
         const float v = Op::BINARY ? to_float(b[tail]) : 0.0f;
-        y[tail] = from_float<Out>(Op::apply(to_float(a[tail]), v));
+        const Out result = from_float<Out>(Op::apply(args, to_float(a[tail]), v));
+        y[tail] = result;
+        if constexpr (COPIES == 2) {
+            y[args.count + tail] = result;
+        }
     }
 }
 
-}  // namespace
+} // namespace
 
 KERNEL(silu_f32, MapArgs, 256) { map<Silu, float, float>(args); }
 KERNEL(silu_bf16, MapArgs, 256) { map<Silu, bf16, bf16>(args); }
@@ -73,5 +93,9 @@ KERNEL(silu_grad_f32, MapArgs, 256) { map<SiluGrad, float, float>(args); }
 KERNEL(silu_grad_bf16, MapArgs, 256) { map<SiluGrad, bf16, bf16>(args); }
 KERNEL(add_f32, MapArgs, 256) { map<Add, float, float>(args); }
 KERNEL(add_bf16, MapArgs, 256) { map<Add, bf16, bf16>(args); }
+KERNEL(affine_f32, MapArgs, 256) { map<Scale, float, float>(args); }
+KERNEL(affine_bf16, MapArgs, 256) { map<Scale, bf16, bf16>(args); }
 KERNEL(to_act_f32, MapArgs, 256) { map<Round, float, float>(args); }
 KERNEL(to_act_bf16, MapArgs, 256) { map<Round, float, bf16>(args); }
+KERNEL(repeat_batch_f32, MapArgs, 256) { map<Round, float, float, 2>(args); }
+KERNEL(repeat_batch_bf16, MapArgs, 256) { map<Round, float, bf16, 2>(args); }

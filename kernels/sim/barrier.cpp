@@ -1,4 +1,5 @@
 // The sixteen barriers of a block.
+#include "sim/race.hpp"
 #include "sim/state.hpp"
 
 namespace sim {
@@ -7,7 +8,7 @@ namespace {
 const char* barrier_name(int id) { return id == 0 ? "__syncthreads" : "named barrier"; }
 
 // Counts the running thread in; true if it was the last one, which has then released the others.
-bool arrive(int id, uint32_t threads, bool predicate) {
+bool arrive(int id, uint32_t threads, bool predicate, bool waits) {
     Block& b = *block;
     if (id != 0 && (threads == 0 || threads % 32 != 0 || threads > b.threads)) {
         fail("named barrier %d: %u threads is not a multiple of 32 within the block's %u", id, threads, b.threads);
@@ -19,6 +20,7 @@ bool arrive(int id, uint32_t threads, bool predicate) {
     } else if (barrier.expected != threads) {
         fail("named barrier %d: this thread expects %u threads, earlier ones %u", id, threads, barrier.expected);
     }
+    race::barrier_arrive(id);
     ++barrier.arrived;
     barrier.accumulated += predicate;
     if (barrier.arrived < threads) {
@@ -26,6 +28,7 @@ bool arrive(int id, uint32_t threads, bool predicate) {
     }
     barrier.arrived = 0;
     barrier.result = barrier.accumulated;
+    race::barrier_complete(id, barrier.waiting, waits);
     for (uint32_t warp = 0; warp < b.warps; ++warp) {
         make_ready(warp, barrier.waiting[warp]);
         barrier.waiting[warp] = 0;
@@ -35,7 +38,7 @@ bool arrive(int id, uint32_t threads, bool predicate) {
 
 void arrive_and_wait(int id, uint32_t threads, bool predicate, const void* where) {
     const uint32_t self = threadIdx.linear;
-    if (arrive(id, threads, predicate)) {
+    if (arrive(id, threads, predicate, true)) {
         offer_switch(where);
     } else {
         block->barrier[id].waiting[self / 32] |= 1u << self % 32;
@@ -48,7 +51,7 @@ void arrive_and_wait(int id, uint32_t threads, bool predicate, const void* where
 void barrier_sync(int id, int threads) { arrive_and_wait(id, uint32_t(threads), false, __builtin_return_address(0)); }
 
 void barrier_arrive(int id, int threads) {
-    arrive(id, uint32_t(threads), false);
+    arrive(id, uint32_t(threads), false, false);
     offer_switch(__builtin_return_address(0));
 }
 

@@ -5,12 +5,13 @@
 #include <cstring>
 #include <mutex>
 
+#include "sim/fault.hpp"
+#include "sim/race.hpp"
 #include "sim/state.hpp"
+#include "sim/tensor_map.hpp"
 #include "sim/workers.hpp"
 
 namespace sim {
-
-std::string describe_copies_in_flight();
 
 namespace {
 
@@ -74,6 +75,7 @@ void set_up_threads(Block& b, const Launch& launch) {
     b.kernel = launch.kernel;
     b.args = launch.args;
     b.config = launch.config;
+    b.greedy = Schedule(b.config.schedule) == Schedule::fifo && AsyncMode(b.config.async_mode) != AsyncMode::random;
     b.dynamic_shared = launch.dynamic_shared;
     b.threads = launch.threads();
     b.warps = (b.threads + 31) / 32;
@@ -110,11 +112,21 @@ void reset(Block& b, uint64_t block_number) {
     }
     b.mbarrier_waiters.clear();
     b.tensor_copies.clear();
+    for (Warpgroup& group : b.warpgroup) {
+        group.arrived = 0;
+        if (group.in_flight) {
+            group.groups.clear();
+            group.in_flight = false;
+        }
+    }
+    std::fill_n(b.wgmma_fenced, b.threads, false);
 }
 
 void check_at_exit(const Block& b) {
-    if (const std::string copies = describe_copies_in_flight(); !copies.empty()) {
-        set_error(block_prefix() + copies);
+    for (const auto describe : {describe_copies_in_flight, describe_tensor_copies_in_flight, describe_wgmma_in_flight}) {
+        if (const std::string in_flight = describe(); !in_flight.empty()) {
+            set_error(block_prefix() + in_flight);
+        }
     }
     for (int id = 0; id < 16; ++id) {
         if (b.barrier[id].arrived) {
@@ -122,7 +134,6 @@ void check_at_exit(const Block& b) {
                       std::to_string(b.barrier[id].arrived) + " of " + std::to_string(b.barrier[id].expected) + " threads");
         }
     }
-    check_nothing_pending();
     check_dynamic_shared_canary(b.dynamic_shared);
 }
 
@@ -134,6 +145,7 @@ class GridRun : public Job {
     void work(bool helper) override {
         static thread_local const auto own_block = std::make_unique<Block>();
         block = own_block.get();
+        install_fault_handler();
         gridDim = launch_.grid;
         blockDim = launch_.block;
         block_threads = launch_.threads();
@@ -163,6 +175,7 @@ class GridRun : public Job {
         reset(b, number);
         poison_dynamic_shared(launch_.dynamic_shared);
         poison_static_shared();
+        race::begin_block();
         run_threads();
         if (!b.failed) {
             check_at_exit(b);
@@ -194,6 +207,8 @@ struct ArgumentCopy {
 };
 
 }
+
+void set_last_error(const std::string& message) { last_error = message; }
 
 Registration::Registration(const Kernel& kernel) { registered().push_back(kernel); }
 

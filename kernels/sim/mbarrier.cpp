@@ -113,6 +113,8 @@ std::string describe_mbarrier(const uint64_t* barrier) {
 
 void fence_mbarrier_init() {}
 
+void fence_proxy_async() { race::proxy_fence(); }
+
 uint32_t shared_address(const void* pointer) {
     const auto offset = static_cast<const unsigned char*>(pointer) - shared_memory;
     if (offset < 0 || offset > block->dynamic_shared) {

@@ -1,9 +1,12 @@
 // Device memory: filled with NaN, ending at an inaccessible page (AddressSanitizer's red zones in its build).
 #include <cstdlib>
 #include <cstring>
+#include <map>
+#include <mutex>
 #include <sys/mman.h>
 
 #include "sim/abi.h"
+#include "sim/fault.hpp"
 
 #ifdef __SANITIZE_ADDRESS__
 
@@ -23,12 +26,35 @@ void sim_free(void* pointer, size_t) { free(pointer); }
 namespace {
 
 constexpr size_t PAGE = 4096;
-// cudaMalloc's alignment; the end of a block is its size rounded up to it.
-constexpr size_t ALIGNMENT = 256;
+// No more than vector accesses and TMA need: the fewer bytes between an allocation's end and the page behind, the better.
+constexpr size_t ALIGNMENT = 16;
 
 size_t rounded(size_t bytes) { return (bytes + ALIGNMENT - 1) & ~(ALIGNMENT - 1); }
 size_t mapped(size_t bytes) { return (rounded(bytes) + PAGE - 1) & ~(PAGE - 1); }
 
+struct Allocations {
+    std::mutex mutex;
+    std::map<const unsigned char*, size_t> bytes;
+};
+
+// Never destroyed: memory may be freed after the end of main.
+Allocations& allocations() {
+    static Allocations& all = *new Allocations;
+    return all;
+}
+
+}
+
+std::string sim::describe_address(const void* address) {
+    Allocations& all = allocations();
+    const std::lock_guard lock(all.mutex);
+    const auto* byte = static_cast<const unsigned char*>(address);
+    auto next = all.bytes.upper_bound(byte);
+    if (next == all.bytes.begin()) {
+        return {};
+    }
+    const auto& [first, bytes] = *--next;
+    return ", byte " + std::to_string(byte - first) + " of an allocation of " + std::to_string(bytes);
 }
 
 void* sim_malloc(size_t bytes) {
@@ -40,12 +66,22 @@ void* sim_malloc(size_t bytes) {
     auto* first = static_cast<unsigned char*>(memory);
     mprotect(first + pages, PAGE, PROT_NONE);
     memset(first, 0xff, pages);
-    return first + pages - rounded(bytes);
+    first += pages - rounded(bytes);
+    Allocations& all = allocations();
+    const std::lock_guard lock(all.mutex);
+    all.bytes[first] = bytes;
+    return first;
 }
 
 void sim_free(void* pointer, size_t bytes) {
     if (pointer) {
-        munmap(static_cast<unsigned char*>(pointer) + rounded(bytes) - mapped(bytes), mapped(bytes) + PAGE);
+        auto* first = static_cast<unsigned char*>(pointer);
+        Allocations& all = allocations();
+        {
+            const std::lock_guard lock(all.mutex);
+            all.bytes.erase(first);
+        }
+        munmap(first + rounded(bytes) - mapped(bytes), mapped(bytes) + PAGE);
     }
 }
 

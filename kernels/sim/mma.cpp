@@ -9,8 +9,7 @@
 namespace sim {
 namespace {
 
-using Eight = float __attribute__((vector_size(32), aligned(4), may_alias));
-using Pair = float __attribute__((vector_size(8), aligned(4), may_alias));
+using Eight = float __attribute__((vector_size(32)));
 
 float bf16_low(uint32_t pair) { return std::bit_cast<float>(pair << 16); }
 float bf16_high(uint32_t pair) { return std::bit_cast<float>(pair & 0xffff0000u); }
@@ -55,25 +54,27 @@ void check_row(const char* instruction, const void* row, const void* where) {
 void multiply(void* const* lanes, uint32_t) {
     // The lanes' pointers are to their accumulators; the operands wait in the warp.
     const MmaOperands& operands = current_warp().mma;
-    Eight b[16];
-    memcpy(b, operands.b, sizeof(b));
-    for (int group = 0; group < 8; ++group) {
-        for (int half = 0; half < 2; ++half) {
-            const float* a = operands.a[group + half * 8];
-            Eight sum;
-            for (int pair = 0; pair < 4; ++pair) {
-                memcpy(reinterpret_cast<char*>(&sum) + pair * 8, static_cast<float*>(lanes[group * 4 + pair]) + half * 2, 8);
-            }
-            Eight odd{};
-            for (int k = 0; k < 16; k += 2) {
-                sum += a[k] * b[k];
-                odd += a[k + 1] * b[k + 1];
-            }
-            sum += odd;
-            for (int pair = 0; pair < 4; ++pair) {
-                memcpy(static_cast<float*>(lanes[group * 4 + pair]) + half * 2, reinterpret_cast<char*>(&sum) + pair * 8, 8);
+    // All accumulators first: a vector load right after the narrow stores it covers would wait for them.
+    alignas(32) float sums[16][8];
+    for (int lane = 0; lane < 32; ++lane) {
+        memcpy(&sums[lane / 4][lane % 4 * 2], static_cast<const float*>(lanes[lane]), 8);
+        memcpy(&sums[lane / 4 + 8][lane % 4 * 2], static_cast<const float*>(lanes[lane]) + 2, 8);
+    }
+    for (int row = 0; row < 16; row += 4) {
+        Eight sum[4];
+        memcpy(sum, sums[row], sizeof(sum));
+        for (int k = 0; k < 16; ++k) {
+            Eight b;
+            memcpy(&b, operands.b[k], sizeof(b));
+            for (int i = 0; i < 4; ++i) {
+                sum[i] += operands.a[row + i][k] * b;
             }
         }
+        memcpy(sums[row], sum, sizeof(sum));
+    }
+    for (int lane = 0; lane < 32; ++lane) {
+        memcpy(static_cast<float*>(lanes[lane]), &sums[lane / 4][lane % 4 * 2], 8);
+        memcpy(static_cast<float*>(lanes[lane]) + 2, &sums[lane / 4 + 8][lane % 4 * 2], 8);
     }
 }
 

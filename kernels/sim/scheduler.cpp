@@ -53,10 +53,10 @@ StackRange range_of(uint32_t) { return {}; }
 void run_on_this_stack();
 
 // Continues thread `next`, starting it on a fresh stack if it has none; the running context is saved to *save.
-void switch_to(void** save, uint32_t next, bool for_good) {
+inline void switch_to(void** save, uint32_t next, bool for_good) {
     Block& b = *block;
     void* target = b.stack_pointer[next];
-    if (!target) {
+    if (!target) [[unlikely]] {
         const uint32_t stack = stacks.acquire();
         stack_of[next] = stack;
         target = stacks.prepare(stack, run_on_this_stack);
@@ -163,6 +163,13 @@ void suspend(const char* reason, const void* where) {
     Block& b = *block;
     b.waiting[self].reason = reason;
     b.waiting[self].where = where;
+    Warp& warp = b.warp[self / 32];
+    warp.ready &= ~(1u << self % 32);
+    if (b.greedy && warp.ready) [[likely]] {
+        // The lanes of a warp follow one another to their collective.
+        switch_to(&b.stack_pointer[self], (self & ~31u) + uint32_t(std::countr_zero(warp.ready)), false);
+        return;
+    }
     clear_ready(self);
     const uint32_t next = next_thread(self);
     if (next != self) {
@@ -170,11 +177,8 @@ void suspend(const char* reason, const void* where) {
     }
 }
 
-void offer_switch(const void* where) {
+void offer_switch_slowly(const void* where) {
     Block& b = *block;
-    if (Schedule(b.config.schedule) != Schedule::random) {
-        return;
-    }
     const uint32_t self = threadIdx.linear;
     const uint32_t next = next_thread(self);
     if (next != self) {
@@ -193,7 +197,9 @@ void run_threads() {
     Block& b = *block;
     stacks.release_all();
     const uint32_t first = next_ready(0);
+    b.threads_running = true;
     switch_to(&b.main_stack_pointer, first, false);
+    b.threads_running = false;
 }
 
 }

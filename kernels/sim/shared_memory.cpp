@@ -123,6 +123,16 @@ unsigned char* thread_local_segment() {
     return segment;
 }
 
+const std::vector<StaticVariable>& variables() {
+    static const std::vector<StaticVariable> variables = read_symbols();
+    return variables;
+}
+
+unsigned char* own_segment() {
+    static thread_local unsigned char* const segment = thread_local_segment();
+    return segment;
+}
+
 void set_accessible(uint32_t bytes) {
 #ifdef __SANITIZE_ADDRESS__
     __asan_unpoison_memory_region(region.end - CAPACITY, CAPACITY);
@@ -164,11 +174,15 @@ void check_dynamic_shared_canary(uint32_t bytes) {
 }
 
 void poison_static_shared() {
-    static const std::vector<StaticVariable> variables = read_symbols();
-    static thread_local unsigned char* const segment = thread_local_segment();
-    for (const StaticVariable& variable : variables) {
-        memset(segment + variable.offset, POISON, variable.bytes);
+    for (const StaticVariable& variable : variables()) {
+        memset(own_segment() + variable.offset, POISON, variable.bytes);
     }
+}
+
+bool is_static_shared_address(const void* p) {
+    return std::any_of(variables().begin(), variables().end(), [&](const StaticVariable& variable) {
+        return size_t(static_cast<const unsigned char*>(p) - own_segment()) - variable.offset < variable.bytes;
+    });
 }
 
 }

@@ -61,20 +61,22 @@ struct CopyQueue {
 
 struct PendingTensorCopy {
     TensorCopy copy;
-    bool store;
+    bool store, done;
     uint32_t owner;
-    int committed; // stores: groups committed by the owner since, itself included; 0: not yet
+    int committed; // stores: commits by the owner since the issue
     const void* where;
 };
 
 struct PendingWgmma {
     Wgmma operation;
+    bool done;
     float* d[128];
     uint32_t a[128][4];
 };
 
 struct Warpgroup {
     uint32_t arrived;
+    bool in_flight; // `groups` has been used by this block
     const void* argument[128];
     std::vector<std::vector<std::unique_ptr<PendingWgmma>>> groups; // last: not committed yet
 };
@@ -83,11 +85,13 @@ struct Block {
     const Kernel* kernel;
     const void* args;
     sim_config config;
+    bool greedy; // nothing is decided by chance, and a warp runs on as long as it can
     uint64_t random_state;
     uint32_t dynamic_shared;
 
     uint32_t threads, warps, alive;
     uint32_t ready_warps; // a bit a warp with a ready lane
+    bool threads_running; // false in the runtime's own code around them
     bool failed;
     std::string error;
     void* main_stack_pointer;
@@ -126,7 +130,12 @@ void make_ready(uint32_t warp, uint32_t lanes);
 // Parks the running thread until someone makes it ready.
 void suspend(const char* reason, const void* where);
 // Lets the schedule run others first, the running thread staying ready.
-void offer_switch(const void* where);
+void offer_switch_slowly(const void* where);
+inline void offer_switch(const void* where) {
+    if (Schedule(block->config.schedule) == Schedule::random) {
+        offer_switch_slowly(where);
+    }
+}
 // Runs all threads of the current block, or until one fails.
 void run_threads();
 [[noreturn]] void abandon_block();
@@ -137,16 +146,17 @@ std::string describe_deadlock();
 std::string source_line(const void* where);
 std::string block_prefix();
 
-// ---- mbarrier.cpp, tma.cpp, wgmma.cpp ----
+// ---- mbarrier.cpp, async_copy.cpp, tma.cpp, wgmma.cpp: the descriptions are empty when nothing is in flight ----
 bool wake_mbarrier_waiters();
 bool run_pending_tensor_copy();
-void check_nothing_pending();
 std::string describe_mbarrier(const uint64_t* barrier);
+std::string describe_copies_in_flight();
+std::string describe_tensor_copies_in_flight();
+std::string describe_wgmma_in_flight();
 
-// ---- static_shared.cpp ----
+// ---- shared_memory.cpp ----
 void poison_static_shared();
-
-// ---- dynamic_shared.cpp ----
+bool is_static_shared_address(const void* p);
 void poison_dynamic_shared(uint32_t bytes);
 void check_dynamic_shared_canary(uint32_t bytes);
 

@@ -1,4 +1,5 @@
 // Warp collectives: lanes post their arguments and wait; the last one does the work of all.
+#include "sim/race.hpp"
 #include "sim/warp_collective.hpp"
 
 namespace sim {
@@ -67,6 +68,9 @@ void collective(uint32_t mask, CollectiveId id, void* argument, CollectiveBody b
     }
     require_same_tag(warp, mask, tag, where);
     body(warp.argument, mask);
+    if (id.operation == Collective::syncwarp) {
+        race::warp_synchronised(mask);
+    }
     warp.arrived &= ~mask;
     make_ready(threadIdx.linear / 32, mask);
     offer_switch(where);

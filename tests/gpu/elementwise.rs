@@ -1,8 +1,77 @@
-//! Operations that map elements.
+//! Operations that map, move or add elements.
 
-use crate::common::gpu::check_families;
+use std::sync::Arc;
+
+use warpdiff::backend::Precision;
+use warpdiff::backend::gpu::Gpu;
+use warpdiff::backend::gpu::driver::sim::{Options, Sim};
+use warpdiff::graph::Op;
+
+use crate::common::Operand::{Integers, Random, Values};
+use crate::common::gpu::{check, check_families};
+use crate::common::{Case, build};
 
 #[test]
 fn maps_match_the_reference() {
-    check_families(&["silu", "add", "to_act"], 8);
+    check_families(&["silu", "add", "affine", "to_act", "repeat_batch"], 40);
+}
+
+#[test]
+fn values_of_an_image_match_the_reference() {
+    check_families(&["add_per_image", "divide_by_time", "dropout"], 24);
+}
+
+#[test]
+fn resampling_matches_the_reference() {
+    check_families(&["upsample2x", "avg_pool2x", "fir_upsample2x", "fir_downsample2x"], 40);
+}
+
+#[test]
+fn channels_side_by_side_match_the_reference() {
+    check_families(&["concat", "slice"], 12);
+}
+
+/// Whole vectors from an aligned start, from one that is not, and ranges that reach either end.
+#[test]
+fn slices_match_the_reference_whatever_their_start() {
+    for (c, start, len) in [(24, 16, 8), (24, 4, 12), (24, 3, 8), (32, 8, 16), (15, 0, 15), (7, 6, 1)] {
+        let id = format!("slice/{start}..{} of {c}", start + len);
+        let case = Case { id, op: Op::Slice { start, len }, operands: vec![Random(vec![2, 3, 5, c])] };
+        check(&case, Precision::F32, false, 7);
+        check(&case, Precision::Bf16, false, 7);
+    }
+}
+
+/// Enough pixels for several chunks, and channels that fill several slices.
+#[test]
+fn sums_over_pixels_match_the_reference() {
+    check_families(&["sum_pixels"], 6);
+    for dims in [[1, 67, 65, 8], [2, 37, 113, 3], [2, 9, 5, 136]] {
+        let case =
+            Case { id: format!("sum_pixels/{dims:?}"), op: Op::SumPixels, operands: vec![Random(dims.to_vec())] };
+        check(&case, Precision::F32, false, 8);
+        check(&case, Precision::Bf16, false, 8);
+    }
+}
+
+/// The mask of example 12 is the same alone and among others, and half of the elements are dropped.
+#[test]
+fn a_dropout_mask_belongs_to_its_example() {
+    let mask = |examples: Vec<u32>| {
+        let (n, elements) = (examples.len(), 5 * 3 * 7);
+        let ones = Values(vec![n, 5, 3, 7], vec![1.0; n * elements]);
+        let operands = vec![ones, Integers(examples), Integers(vec![1, 2])];
+        let case = Case { id: "dropout/mask".into(), op: Op::Dropout { p: 0.5, layer: 0 }, operands };
+        let sim = Gpu::new(Arc::new(Sim::new(Options::default())), Precision::F32);
+        let mut built = build(&case, &sim, false, 1, Precision::F32);
+        built.exe.run().unwrap();
+        built.exe.read_f64(built.outputs[0]).chunks(elements).map(<[f64]>::to_vec).collect::<Vec<_>>()
+    };
+    let (alone, among) = (mask(vec![12]), mask(vec![3, 12, 5]));
+    assert_eq!(alone[0], among[1]);
+    assert_ne!(among[0], among[1]);
+    let count = |value: f64| among.iter().flatten().filter(|&&v| v == value).count();
+    assert_eq!(count(2.0) + count(0.0), 315);
+    // Five standard deviations of a binomial distribution.
+    assert!(count(2.0).abs_diff(157) < 45, "{} of 315 kept", count(2.0));
 }

@@ -84,10 +84,16 @@ KERNEL(test_warp, ArrayArgs, 64) {
         v = __shfl_xor_sync(0xffff0000u, v, 1);
     }
     const uint32_t thirds = __ballot_sync(0xffffffffu, lane % 3 == 0);
-    y[lane] = v;
-    y[32] = thirds;
-    y[33] = uint32_t(__any_sync(0xffffffffu, lane == 31)) + 2 * uint32_t(__all_sync(0xffffffffu, lane < 31));
-    y[34] = uint32_t(__syncthreads_count(threadIdx.x % 5 == 0));
+    const int any = __any_sync(0xffffffffu, lane == 31), all = __all_sync(0xffffffffu, lane < 31);
+    const int fifths = __syncthreads_count(threadIdx.x % 5 == 0);
+    if (threadIdx.x < 32) {
+        y[lane] = v;
+    }
+    if (threadIdx.x == 63) {
+        y[32] = thirds;
+        y[33] = uint32_t(any + 2 * all);
+        y[34] = uint32_t(fifths);
+    }
     atomicAdd(y + 35, 2u);
 }
 

@@ -2,6 +2,10 @@
 
 mod diffusion;
 mod elementwise;
+mod embedding;
+mod fast_divide;
+mod image;
+mod norm;
 mod optim;
 mod sampling;
 
@@ -81,15 +85,34 @@ pub(super) fn lower(plan: &Plan, limits: &DeviceLimits, addresses: Addresses) ->
 
 fn dispatch(ctx: &mut Lowering, node: &Node) -> Result<(), BackendError> {
     match &node.op {
-        Op::Silu | Op::SiluGrad | Op::Add | Op::ToAct => elementwise::lower(ctx, node),
+        Op::Silu | Op::SiluGrad | Op::Add | Op::Affine { .. } | Op::ToAct | Op::RepeatBatch => {
+            elementwise::lower(ctx, node)
+        }
+        Op::AddPerImage
+        | Op::DivideByTime
+        | Op::SumPixels
+        | Op::Upsample2x
+        | Op::Upsample2xGrad
+        | Op::AvgPool2x
+        | Op::AvgPool2xGrad
+        | Op::Fir(_)
+        | Op::Concat
+        | Op::Slice { .. }
+        | Op::Dropout { .. } => image::lower(ctx, node),
+        Op::TimeEmbedding(_) | Op::FourierEmbedding | Op::Embedding | Op::EmbeddingGrad { .. } => {
+            embedding::lower(ctx, node)
+        }
+        Op::GroupNorm(_) | Op::GroupNormGrad(_) => norm::lower(ctx, node),
         Op::Noising(_) | Op::DiffusionLoss { .. } => diffusion::lower(ctx, node),
         Op::SamplerStep(_) | Op::StepTimestep { .. } | Op::Advance => sampling::lower(ctx, node),
         Op::GlobalNorm | Op::AdamW(_) => optim::lower(ctx, node),
-        op => Err(BackendError::Device {
-            device: "gpu".into(),
-            reason: format!("the operation {} has no kernel", op.name()),
-        }),
+        op => Err(missing(op)),
     }
+}
+
+/// What to say about an operation that has no kernel.
+fn missing(op: &Op) -> BackendError {
+    BackendError::Device { device: "gpu".into(), reason: format!("the operation {} has no kernel", op.name()) }
 }
 
 /// What the launchers see of a plan, and where they put their launches.
@@ -121,6 +144,11 @@ impl Lowering<'_> {
     /// The suffix of kernel names: the type of the activations.
     pub fn dtype(&self) -> &'static str {
         self.precision().name()
+    }
+
+    /// Bytes of an activation.
+    pub fn act_bytes(&self) -> usize {
+        DType::Act.bytes(self.precision())
     }
 
     /// What the device offers.

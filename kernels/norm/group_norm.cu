@@ -1,0 +1,243 @@
+// Group normalisation (Wu & He 2018) with what follows it in a diffusion network:
+//   y = silu?(((x - mean) / sqrt(variance + eps) * gamma + beta) * (1 + scale) + shift)
+// mean and variance over the pixels and the C / groups channels of a group, per image.
+//
+// Shapes: x, y [N, P, C]; gamma, beta [C] f32; scale_shift [N, 2C] or null; statistics [N, groups, 2] f32 (mean, 1/std).
+// Layout: dense NHWC, P = H * W. V channels a thread: 16 bytes where C allows, else one.
+//
+// Two ways, chosen by the shape of one image (src/backend/gpu/lower/norm.rs), so that an image never depends on its batch:
+//   norm_fused    one block per image and slice of whole groups; the slice stays in shared memory between the passes.
+//                 Floor: one read and one write of x. Shared memory: the slice (at most 64 KiB) and the runs.
+//   norm_moments, norm_finish, norm_apply    blocks of rows; partial moments through scratch, merged in fixed order.
+//                 Floor: two reads and one write. Shared memory: the runs of one block.
+// Limit: bytes. About 12 FLOP an element and, with SiLU, an exponential and a division; at 2 bytes an element these come
+// near the memory time, so the inner loops hold nothing else.
+
+#include "norm/affine.cuh"
+#include "norm/apply.cuh"
+#include "norm/moments.cuh"
+
+struct NormArgs {
+    const void* x;
+    Affine affine;
+    void* y;
+    float* statistics;
+    Moments* partials; // scratch [N, chunks, groups]
+    float* low;        // scratch [N, groups]: what the mean lost when it was rounded
+    double inverse_count; // 1 / (pixels * channels of a group)
+    uint32_t pixels;
+    uint32_t channels;
+    uint32_t groups;
+    uint32_t slice;      // channels of a block
+    uint32_t slices;     // blocks side by side
+    uint32_t chunk_rows; // pixels of a block
+    uint32_t chunks;
+    uint32_t run; // channels of a run
+    uint32_t silu;
+    float eps;
+    uint32_t images;
+    uint32_t padding;
+};
+
+namespace {
+
+// The part of one image that a block works on.
+struct Tile {
+    uint32_t image, channel, channels, row, rows;
+
+    __device__ explicit Tile(const NormArgs& args) {
+        image = blockIdx.x / args.slices;
+        channel = (blockIdx.x - image * args.slices) * args.slice;
+        channels = min(args.slice, args.channels - channel);
+        row = blockIdx.y * args.chunk_rows;
+        rows = min(args.chunk_rows, args.pixels - row);
+    }
+
+    // Offset of the tile's first element.
+    __device__ uint64_t offset(const NormArgs& args) const {
+        return (uint64_t(image) * args.pixels + row) * args.channels + channel;
+    }
+};
+
+__device__ float inverse_std(const NormArgs& args, double m2) {
+    return 1.0f / sqrtf(float(m2 * args.inverse_count) + args.eps);
+}
+
+// Writes the moments of every group of the tile: warp w takes groups w, w + warps, ...
+template <class Store>
+__device__ void reduce_groups(const NormArgs& args, const Tile& tile, const Runs& runs, const Columns& columns,
+                              Store store) {
+    const uint32_t width = args.channels / args.groups;
+    const uint32_t runs_per_group = width / runs.width;
+    for (uint32_t group = threadIdx.x / 32; group < tile.channels / width; group += blockDim.x / 32) {
+        const Moments m = group_moments(runs, columns, tile.rows, group * runs_per_group, runs_per_group);
+        if (threadIdx.x % 32 == 0) {
+            store(group, m);
+        }
+    }
+}
+
+template <class T, int V> __device__ void norm_moments(const NormArgs& args) {
+    const Tile tile(args);
+    const Columns columns(tile.channels / V);
+    Runs runs(shared_memory, args.run, tile.channels / args.run, columns.lanes);
+    const T* x = static_cast<const T*>(args.x) + tile.offset(args);
+    for (uint32_t column = columns.first; column < columns.count; column += blockDim.x) {
+        ThreadMoments<V> moments;
+        float v[V] = {};
+        if (columns.lane < tile.rows) {
+            load_floats<V>(x + uint64_t(columns.lane) * args.channels + column * V, v);
+        }
+        moments.start(v);
+#pragma unroll 4
+        for (uint32_t row = columns.lane; row < tile.rows; row += columns.lanes) {
+            load_floats<V>(x + uint64_t(row) * args.channels + column * V, v);
+            moments.add(v);
+        }
+        runs.store(moments, columns.rows_of(columns.lane, tile.rows), columns.lane, column);
+    }
+    __syncthreads();
+    const uint32_t first_group = tile.channel / (args.channels / args.groups);
+    Moments* partials = args.partials + (uint64_t(tile.image) * args.chunks + blockIdx.y) * args.groups + first_group;
+    reduce_groups(args, tile, runs, columns, [&](uint32_t group, Moments m) { partials[group] = m; });
+}
+
+// One warp per image and group merges the chunks. Grid: N * groups warps.
+__device__ void norm_finish(const NormArgs& args) {
+    const uint32_t at = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
+    if (at >= args.images * args.groups) {
+        return;
+    }
+    const uint32_t image = at / args.groups;
+    const Moments* partials = args.partials + uint64_t(image) * args.chunks * args.groups + (at - image * args.groups);
+    const double width = double(args.channels / args.groups);
+    double sum = 0.0;
+    for (uint32_t c = threadIdx.x % 32; c < args.chunks; c += 32) {
+        const double rows = double(min(args.chunk_rows, args.pixels - c * args.chunk_rows));
+        sum += rows * width * partials[uint64_t(c) * args.groups].mean;
+    }
+    const double mean = warp_sum(sum) * args.inverse_count;
+    double m2 = 0.0;
+    for (uint32_t c = threadIdx.x % 32; c < args.chunks; c += 32) {
+        const double rows = double(min(args.chunk_rows, args.pixels - c * args.chunk_rows));
+        const Moments m = partials[uint64_t(c) * args.groups];
+        m2 += m.m2 + rows * width * (m.mean - mean) * (m.mean - mean);
+    }
+    m2 = warp_sum(m2);
+    if (threadIdx.x % 32 == 0) {
+        args.statistics[2 * uint64_t(at)] = float(mean);
+        args.statistics[2 * uint64_t(at) + 1] = inverse_std(args, m2);
+        args.low[at] = float(mean - double(float(mean)));
+    }
+}
+
+template <class T, int V> __device__ void norm_apply(const NormArgs& args) {
+    const Tile tile(args);
+    const Columns columns(tile.channels / V);
+    const uint32_t width = args.channels / args.groups;
+    const T* __restrict__ x = static_cast<const T*>(args.x) + tile.offset(args);
+    T* __restrict__ y = static_cast<T*>(args.y) + tile.offset(args);
+    for (uint32_t column = columns.first; column < columns.count; column += blockDim.x) {
+        const uint32_t channel = tile.channel + column * V;
+        ChannelMap<V> map;
+        load_affine<V, T>(args.affine, tile.image, channel, args.channels, map.gain, map.offset);
+#pragma unroll
+        for (int i = 0; i < V; ++i) {
+            const uint64_t at = uint64_t(tile.image) * args.groups + (channel + i) / width;
+            map.normalise(i, args.statistics[2 * at], args.low[at], args.statistics[2 * at + 1]);
+        }
+#pragma unroll 4
+        for (uint32_t row = columns.lane; row < tile.rows; row += columns.lanes) {
+            const uint64_t at = uint64_t(row) * args.channels + column * V;
+            float v[V];
+            load_floats<V>(x + at, v);
+            map.apply(v, args.silu != 0);
+            store_floats<V>(y + at, v);
+        }
+    }
+}
+
+// Dynamic shared memory: [mean and 1/std of each group of the slice: 16 bytes][runs][slice of x].
+template <class T, int V> __device__ void norm_fused(const NormArgs& args) {
+    struct Statistics {
+        double mean;
+        double inv_std;
+    };
+    const Tile tile(args);
+    const Columns columns(tile.channels / V);
+    const uint32_t width = args.channels / args.groups;
+    Statistics* statistics = reinterpret_cast<Statistics*>(shared_memory);
+    void* runs_memory = statistics + tile.channels / width;
+    const uint32_t runs_per_lane = tile.channels / args.run;
+    Runs runs(runs_memory, args.run, runs_per_lane, columns.lanes);
+    // 12 bytes a run, rounded up to whole vectors.
+    const uint32_t runs_bytes = (columns.lanes * runs_per_lane * 12 + 15) / 16 * 16;
+    T* slab = reinterpret_cast<T*>(static_cast<unsigned char*>(runs_memory) + runs_bytes);
+
+    const T* x = static_cast<const T*>(args.x) + tile.offset(args);
+    // Fused slices have at most as many columns as the block has threads: a thread reads back only what it wrote.
+    const uint32_t column = columns.first;
+    if (column < columns.count) {
+        ThreadMoments<V> moments;
+        float v[V] = {};
+        if (columns.lane < tile.rows) {
+            load_floats<V>(x + uint64_t(columns.lane) * args.channels + column * V, v);
+        }
+        moments.start(v);
+#pragma unroll 4
+        for (uint32_t row = columns.lane; row < tile.rows; row += columns.lanes) {
+            const Vec<T, V> word = load_vec<V>(x + uint64_t(row) * args.channels + column * V);
+            store_vec(slab + row * tile.channels + column * V, word);
+#pragma unroll
+            for (int i = 0; i < V; ++i) {
+                v[i] = to_float(word.v[i]);
+            }
+            moments.add(v);
+        }
+        runs.store(moments, columns.rows_of(columns.lane, tile.rows), columns.lane, column);
+    }
+    __syncthreads();
+    float* out = args.statistics + (uint64_t(tile.image) * args.groups + tile.channel / width) * 2;
+    reduce_groups(args, tile, runs, columns, [&](uint32_t group, Moments m) {
+        const float inv_std = inverse_std(args, m.m2);
+        statistics[group] = Statistics{m.mean, double(inv_std)};
+        out[2 * group] = float(m.mean);
+        out[2 * group + 1] = inv_std;
+    });
+    __syncthreads();
+
+    if (column < columns.count) {
+        const uint32_t channel = tile.channel + column * V;
+        ChannelMap<V> map;
+        load_affine<V, T>(args.affine, tile.image, channel, args.channels, map.gain, map.offset);
+#pragma unroll
+        for (int i = 0; i < V; ++i) {
+            const Statistics s = statistics[(column * V + i) / width];
+            map.normalise(i, float(s.mean), float(s.mean - double(float(s.mean))), float(s.inv_std));
+        }
+        T* y = static_cast<T*>(args.y) + tile.offset(args);
+#pragma unroll 4
+        for (uint32_t row = columns.lane; row < tile.rows; row += columns.lanes) {
+            float v[V];
+            load_floats<V>(slab + row * tile.channels + column * V, v);
+            map.apply(v, args.silu != 0);
+            store_floats<V>(y + uint64_t(row) * args.channels + column * V, v);
+        }
+    }
+}
+
+} // namespace
+
+KERNEL(norm_moments_f32, NormArgs, 256) { norm_moments<float, 4>(args); }
+KERNEL(norm_moments_bf16, NormArgs, 256) { norm_moments<bf16, 8>(args); }
+KERNEL(norm_moments_scalar_f32, NormArgs, 256) { norm_moments<float, 1>(args); }
+KERNEL(norm_moments_scalar_bf16, NormArgs, 256) { norm_moments<bf16, 1>(args); }
+KERNEL(norm_finish_f32, NormArgs, 256) { norm_finish(args); }
+KERNEL(norm_apply_f32, NormArgs, 256) { norm_apply<float, 4>(args); }
+KERNEL(norm_apply_bf16, NormArgs, 256) { norm_apply<bf16, 8>(args); }
+KERNEL(norm_apply_scalar_f32, NormArgs, 256) { norm_apply<float, 1>(args); }
+KERNEL(norm_apply_scalar_bf16, NormArgs, 256) { norm_apply<bf16, 1>(args); }
+KERNEL(norm_fused_f32, NormArgs, 256, 2) { norm_fused<float, 4>(args); }
+KERNEL(norm_fused_bf16, NormArgs, 256, 2) { norm_fused<bf16, 8>(args); }
+KERNEL(norm_fused_scalar_f32, NormArgs, 256, 2) { norm_fused<float, 1>(args); }
+KERNEL(norm_fused_scalar_bf16, NormArgs, 256, 2) { norm_fused<bf16, 1>(args); }
