@@ -56,7 +56,8 @@ __device__ __forceinline__ void normals4(Words words, float (&z)[4]) {
     for (int pair = 0; pair < 2; ++pair) {
         const float radius = sqrtf(-2.0f * logf(positive_unit(words.w[2 * pair])));
         float sine, cosine;
-        sincosf(6.28318530717958647692f * unit(words.w[2 * pair + 1]), &sine, &cosine);
+        // In half turns: exact, and without sincosf's path for large angles, which needs local memory.
+        sincospif(2.0f * unit(words.w[2 * pair + 1]), &sine, &cosine);
         z[2 * pair] = radius * cosine;
         z[2 * pair + 1] = radius * sine;
     }

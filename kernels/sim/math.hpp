@@ -16,6 +16,12 @@ inline float __log2f(float x) { return log2f(x); }
 inline float __sinf(float x) { return sinf(x); }
 inline float __cosf(float x) { return cosf(x); }
 inline void __sincosf(float x, float* sine, float* cosine) { sincosf(x, sine, cosine); }
+inline void sincospif(float x, float* sine, float* cosine) {
+    double s, c;
+    sincos(3.14159265358979323846 * x, &s, &c);
+    *sine = float(s);
+    *cosine = float(c);
+}
 inline float __fdividef(float a, float b) { return a / b; }
 inline float __frcp_rn(float x) { return 1.0f / x; }
 inline float __fsqrt_rn(float x) { return sqrtf(x); }
