@@ -330,3 +330,23 @@ fn a_warp_specialised_pipeline_multiplies() {
         assert!(pipeline.error() < 5e-5);
     }
 }
+
+#[test]
+fn wgmma_without_its_fence_is_reported() {
+    let sim = linked();
+    let (a, b) = (sim.upload(&random_bf16(64 * 64, 9)), sim.upload(&random_bf16(8 * 64, 10)));
+    let c = sim.poisoned::<f32>(64 * 8);
+    let map = |base, rows: u64| {
+        let tiled = Tiled {
+            dimensions: &[64, rows],
+            box_size: &[64, rows as u32],
+            element_strides: &[1, 1],
+            swizzle: SWIZZLE_128,
+        };
+        sim.tiled(base, &tiled).unwrap()
+    };
+    let args = WgmmaArgs { a: map(a.at(), 64), b: map(b.at(), 8), c: c.at() };
+    let shape = Shape { grid: 1, block: 128, shared: 8192 + 8 * 128 + 8 };
+    let report = sim.run("bug_wgmma_without_fence", shape, &args, Config::new(FIFO, EAGER, 0)).unwrap_err();
+    assert!(report.contains("wgmma without wgmma_fence") && report.contains("hopper.cu:"), "{report}");
+}
