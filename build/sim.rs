@@ -1,7 +1,10 @@
 //! Builds the simulator: every kernel source and the runtime, compiled for the CPU and linked into the crate.
 //!
-//! Feature `sim-checks` adds the kernels of `kernels/sim/tests` and two shared objects of the same sources, a race detector and
-//! an address sanitizer, whose paths are in `WARPDIFF_SIM_RACE` and `WARPDIFF_SIM_ASAN`.
+//! Feature `sim-checks` adds the kernels of `kernels/sim/tests` and two shared objects of the same sources, a race
+//! detector and an address sanitizer, whose paths are in `WARPDIFF_SIM_RACE` and `WARPDIFF_SIM_ASAN`.
+
+#[path = "sim/objects.rs"]
+mod objects;
 
 use std::collections::BTreeSet;
 use std::env;
@@ -9,33 +12,31 @@ use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use objects::Objects;
+
 /// Compiles `kernels/` for the CPU.
 pub fn build() {
     let sources = Sources::find();
+    let mut objects = Objects::new(&sources.include, sources.out.join("sim-objects"));
+    let (kernels, runtime) = (&sources.kernels, &sources.runtime);
+    let plain = objects.add(&[&["-O2", "-ftls-model=initial-exec"]], kernels.iter().chain(runtime));
+    let variants = if sources.checks { Variant::ALL.as_slice() } else { &[] };
+    let checked: Vec<Vec<PathBuf>> = variants
+        .iter()
+        .map(|v| {
+            let mut of_variant = objects.add(&[&["-O1"], v.everywhere, v.kernels], kernels);
+            of_variant.extend(objects.add(&[&["-O2"], v.everywhere], runtime));
+            of_variant
+        })
+        .collect();
+    objects.compile();
+
     let mut library = compiler(&sources.include);
-    library.opt_level(2).flag("-ftls-model=initial-exec").files(&sources.kernels).files(&sources.runtime);
     // Kernels register themselves from objects that nothing refers to.
     library.link_lib_modifier("+whole-archive");
-    library.compile("warpdiff_sim");
-    if sources.checks {
-        let race = Variant {
-            name: "race",
-            optimisation: 1,
-            everywhere: &["-DSIM_RACE"],
-            kernels: &["-fsanitize=thread", "--param", "tsan-instrument-func-entry-exit=0"],
-            // The runtime answers the instrumentation's calls itself.
-            link: &[],
-        };
-        let asan = Variant {
-            name: "asan",
-            optimisation: 1,
-            everywhere: &["-fsanitize=address", "-fno-omit-frame-pointer"],
-            // Static shared memory is thread-local, which has no red zones: its arrays are checked by their types.
-            kernels: &["-fsanitize=bounds-strict", "-fno-sanitize-recover=bounds-strict"],
-            link: &["-fsanitize=address,bounds-strict"],
-        };
-        println!("cargo:rustc-env=WARPDIFF_SIM_RACE={}", race.build(&sources).display());
-        println!("cargo:rustc-env=WARPDIFF_SIM_ASAN={}", asan.build(&sources).display());
+    library.objects(plain).compile("warpdiff_sim");
+    for (variant, objects) in variants.iter().zip(checked) {
+        println!("cargo:rustc-env={}={}", variant.variable, variant.link(&sources, &objects).display());
     }
 }
 
@@ -76,25 +77,33 @@ impl Sources {
 /// A shared object with checks, to be opened at run time.
 struct Variant {
     name: &'static str,
-    optimisation: u32,
+    variable: &'static str,
     everywhere: &'static [&'static str],
     kernels: &'static [&'static str],
     link: &'static [&'static str],
 }
 
 impl Variant {
-    fn build(&self, sources: &Sources) -> PathBuf {
-        let objects_of = |kind: &str, files: &[PathBuf], optimisation: u32, flags: &[&str]| {
-            let mut build = compiler(&sources.include);
-            build.opt_level(optimisation).files(files).out_dir(sources.out.join(self.name).join(kind));
-            for flag in self.everywhere.iter().chain(flags) {
-                build.flag(flag);
-            }
-            build.compile_intermediates()
-        };
-        let mut objects = objects_of("runtime", &sources.runtime, 2, &[]);
-        objects.extend(objects_of("kernels", &sources.kernels, self.optimisation, self.kernels));
+    const ALL: [Variant; 2] = [
+        Variant {
+            name: "race",
+            variable: "WARPDIFF_SIM_RACE",
+            everywhere: &["-DSIM_RACE"],
+            kernels: &["-fsanitize=thread", "--param", "tsan-instrument-func-entry-exit=0"],
+            // The runtime answers the instrumentation's calls itself.
+            link: &[],
+        },
+        Variant {
+            name: "asan",
+            variable: "WARPDIFF_SIM_ASAN",
+            everywhere: &["-fsanitize=address", "-fno-omit-frame-pointer"],
+            // Static shared memory is thread-local, which has no red zones: its arrays are checked by their types.
+            kernels: &["-fsanitize=bounds-strict", "-fno-sanitize-recover=bounds-strict"],
+            link: &["-fsanitize=address,bounds-strict"],
+        },
+    ];
 
+    fn link(&self, sources: &Sources, objects: &[PathBuf]) -> PathBuf {
         // Nothing but the C interface leaves the library: several copies live in one process.
         let exports = sources.out.join("exports.map");
         write_if_changed(&exports, "{ global: sim_*; local: *; };\n");
@@ -117,7 +126,7 @@ impl Variant {
 
 fn compiler(include: &Path) -> cc::Build {
     let mut build = cc::Build::new();
-    build.cpp(true).std("c++20").warnings(true).extra_warnings(true).include(include);
+    build.cpp(true).std("c++20").opt_level(0).warnings(true).extra_warnings(true).include(include);
     for flag in [
         // Kernels view the same bytes as several types.
         "-fno-strict-aliasing",
@@ -127,8 +136,9 @@ fn compiler(include: &Path) -> cc::Build {
         "-fvisibility=hidden",
         // As nvcc does.
         "-ffp-contract=fast",
-        // Line tables for reports.
+        // Line tables, and calls that leave a return address: reports name the kernel's line.
         "-g1",
+        "-fno-optimize-sibling-calls",
         "-Wno-unknown-pragmas",
         "-Wno-psabi",
         "-Wno-unused-parameter",

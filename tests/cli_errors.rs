@@ -141,7 +141,7 @@ fn requests_that_make_no_sense() {
     refused(1, &["num"], &[&model, "--num", "18446744073709551615", "--out", &place.arg("a.npz")]);
     refused(1, &["eta"], &[&model, "--sampler", "ddim", "--steps", "2", "--eta=-1"]);
     refused(2, &["--device cpu does not compute in bf16", "--precision f32"], &[&model, "--precision", "bf16"]);
-    for device in ["cuda", "sim"] {
+    for device in missing_devices() {
         refused(2, &[device, "--device cpu"], &[&model, "--device", device]);
     }
     assert_eq!(fs::read(place.path("theirs/thesis.tex")).unwrap(), b"precious");
@@ -169,6 +169,16 @@ fn bounds_that_cannot_be_evaluated() {
         &["image 3", "label 3", "3 classes"],
         &[&place.model("few", &tiny()), "digits", "--num", "20", "--timesteps", "1"],
     );
+}
+
+/// What cannot be used on this machine with this build.
+fn missing_devices() -> Vec<&'static str> {
+    let cuda = warpdiff::backend::gpu::driver::cuda::Cuda::open().is_err();
+    [("cuda", cuda), ("sim", !cfg!(feature = "sim"))]
+        .into_iter()
+        .filter(|(_, missing)| *missing)
+        .map(|(d, _)| d)
+        .collect()
 }
 
 /// `train digits` with a tiny network.
@@ -210,7 +220,7 @@ fn runs_that_cannot_start() {
     let pictures = place.arg("pictures");
     let args = ["train", &pictures, "--config", &config, "--batch", "2", "--steps", "3", "--quiet", "--out", &out];
     refused(&["bad.png", "replace or remove"], &args);
-    for device in ["cuda", "sim"] {
+    for device in missing_devices() {
         warpdiff(&train(&config, &out, &["--device", device])).expect_error(2, &[device]);
         assert_eq!(place.entries(), before);
     }

@@ -1,8 +1,15 @@
-//! Every operation of the CUDA kernels against the f64 reference, in the simulator.
+//! Every operation of the CUDA kernels against the f64 reference, in the simulator or on a GPU.
 
 mod common;
 mod gpu {
+    mod attention;
+    mod conv;
+    mod diffusion;
     mod elementwise;
     mod embedding;
+    mod graphs;
+    mod linear;
     mod norm;
+    mod optim;
+    mod sampling;
 }

@@ -2,10 +2,14 @@
 """PyTorch as a peer of `warpdiff bench unet`: the same networks, the same work, the same measuring protocol.
 
     bench_peer.py --preset ddpm-cifar10-32 --batch 1,16 --layout nhwc [--train] [--compile] [--json FILE]
+    bench_peer.py --device cuda --precision bf16 --graph ...
 
 A run is one evaluation of the network, or with --train one training step: noising, forward, backward, clipping to a
 global norm of 1, fused AdamW and an exponential moving average. Each batch size is warmed up by two runs and then
-measured for --seconds (at least 3 runs); `ms` is the median. Arithmetic is f32. Needs torch alone.
+measured for --seconds (at least 3 runs); `ms` is the median. Needs torch alone.
+
+Arithmetic is f32, on a GPU without TF32. With --precision bf16 inference runs on a network in bf16, training on f32
+weights under autocast. GPU times come from events; --graph replays the evaluation as a CUDA graph.
 """
 
 import argparse
@@ -46,7 +50,7 @@ class TimeEmbedding(nn.Module):
     def forward(self, t):
         angles = t[:, None].float() * self.frequencies
         sin, cos = angles.sin(), angles.cos()
-        x = torch.cat([cos, sin] if self.cos_first else [sin, cos], dim=1)
+        x = torch.cat([cos, sin] if self.cos_first else [sin, cos], dim=1).to(self.linear_1.weight.dtype)
         return self.linear_2(F.silu(self.linear_1(x)))
 
 
@@ -176,19 +180,36 @@ class UNet(nn.Module):
 # ---- The work that is measured.
 
 
-def build(preset, layout):
+class Place:
+    """Where the work runs, and in which arithmetic."""
+
+    def __init__(self, device, precision, layout):
+        self.device, self.precision = device, precision
+        self.format = torch.channels_last if layout == "nhwc" else torch.contiguous_format
+
+    def put(self, it, dtype=None):
+        return it.to(device=self.device, dtype=dtype, memory_format=self.format)
+
+    def evaluation_type(self):
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+
+    def autocast(self):
+        return torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16")
+
+
+def build(preset, place):
     torch.manual_seed(1)
-    return UNet(**preset).to(memory_format=torch.channels_last if layout == "nhwc" else torch.contiguous_format)
+    return place.put(UNet(**preset))
 
 
-def images(preset, batch, layout):
-    x = torch.randn(batch, preset["channels"], preset["size"], preset["size"])
-    return x.to(memory_format=torch.channels_last if layout == "nhwc" else torch.contiguous_format)
+def images(preset, batch, place):
+    return place.put(torch.randn(batch, preset["channels"], preset["size"], preset["size"]))
 
 
-def forward_run(model, network, x):
-    model.eval()
-    t = torch.full((x.shape[0],), 500)
+def forward_run(model, network, x, place):
+    model.eval().to(place.evaluation_type())
+    x = x.to(place.evaluation_type())
+    t = torch.full((x.shape[0],), 500, device=x.device)
 
     def run():
         with torch.inference_mode():
@@ -197,20 +218,36 @@ def forward_run(model, network, x):
     return run
 
 
-def training_run(model, network, x0):
+def as_graph(run):
+    """The same work as one CUDA graph."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
+
+
+def training_run(model, network, x0, place):
     model.train()
     parameters = list(model.parameters())
     average = [p.detach().clone() for p in parameters]
     optimizer = torch.optim.AdamW(parameters, lr=2e-4, weight_decay=1e-2, fused=True)
-    alpha_bars = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0).float()
+    alpha_bars = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0).float().to(x0.device)
     x0 = x0.clamp(-1, 1)
 
     def run():
-        t = torch.randint(0, 1000, (x0.shape[0],))
+        t = torch.randint(0, 1000, (x0.shape[0],), device=x0.device)
         eps = torch.randn_like(x0)
         alpha_bar = alpha_bars[t].view(-1, 1, 1, 1)
         x_t = alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * eps
-        F.mse_loss(network(x_t, t), eps).backward()
+        with place.autocast():
+            out = network(x_t, t)
+        F.mse_loss(out.float(), eps).backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0, foreach=True)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -220,15 +257,28 @@ def training_run(model, network, x0):
     return run
 
 
-def measure(run, seconds):
+def clock(run):
+    begin = time.perf_counter()
+    run()
+    return (time.perf_counter() - begin) * 1e3
+
+
+def events(run):
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    run()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end)
+
+
+def measure(run, seconds, timer):
     """Milliseconds of each run, sorted, after a warm-up."""
     for _ in range(2):
-        run()
+        timer(run)
     start, times = time.perf_counter(), []
     while len(times) < 3 or (time.perf_counter() - start < seconds and len(times) < 1000):
-        begin = time.perf_counter()
-        run()
-        times.append((time.perf_counter() - begin) * 1e3)
+        times.append(timer(run))
     return sorted(times)
 
 
@@ -246,24 +296,34 @@ def main():
     parser.add_argument("--layout", choices=("nchw", "nhwc"), default="nhwc")
     parser.add_argument("--train", action="store_true", help="measure training steps")
     parser.add_argument("--compile", action="store_true", help="torch.compile instead of eager")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--precision", choices=("f32", "bf16"), default="f32")
+    parser.add_argument("--graph", action="store_true", help="evaluations as a CUDA graph")
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--seconds", type=float, default=10.0, help="time to measure each batch size for")
     parser.add_argument("--json", help="write the results here, too")
     args = parser.parse_args()
+    if args.graph and (args.train or args.device != "cuda"):
+        parser.error("--graph is for evaluations on --device cuda")
     if args.threads:
         torch.set_num_threads(args.threads)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.benchmark = True
+    place = Place(args.device, args.precision, args.layout)
+    timer = events if args.device == "cuda" else clock
 
     preset, results = PRESETS[args.preset], []
     for batch in map(int, args.batch.split(",")):
-        model = build(preset, args.layout)
+        model = build(preset, place)
         network = torch.compile(model, dynamic=False) if args.compile else model
-        x = images(preset, batch, args.layout)
-        run = training_run(model, network, x) if args.train else forward_run(model, network, x)
-        times = measure(run, args.seconds)
+        x = images(preset, batch, place)
+        run = training_run(model, network, x, place) if args.train else forward_run(model, network, x, place)
+        times = measure(as_graph(run) if args.graph else run, args.seconds, timer)
         ms = times[len(times) // 2]
         row = {
             "preset": args.preset, "train": args.train, "batch": batch, "layout": args.layout,
-            "mode": "compile" if args.compile else "eager",
+            "mode": ("compile" if args.compile else "eager") + ("-graph" if args.graph else ""),
+            "device": args.device, "precision": args.precision,
             "ms": ms, "ms_min": times[0], "ms_max": times[-1], "runs": len(times), "img_s": batch / ms * 1e3,
             "parameters": sum(p.numel() for p in model.parameters()), "peak_rss_bytes": peak_rss_bytes(),
         }
@@ -273,7 +333,8 @@ def main():
             f"{ms:>9.2f} ms {row['img_s']:>9.2f} img/s {row['peak_rss_bytes'] / 2**20:>6.0f} MiB", flush=True,
         )
     if args.json:
-        report = {"torch": torch.__version__, "threads": torch.get_num_threads(),
+        gpu = torch.cuda.get_device_name() if args.device == "cuda" else None
+        report = {"torch": torch.__version__, "gpu": gpu, "threads": torch.get_num_threads(),
                   "cpu_capability": torch.backends.cpu.get_cpu_capability(), "results": results}
         with open(args.json, "w") as file:
             json.dump(report, file, indent=1)

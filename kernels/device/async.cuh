@@ -1,5 +1,5 @@
-// Asynchronous 16-byte copies from global to shared memory (sm_80 and later). A thread's copies form groups; waiting makes
-// its own copies visible to itself only: a barrier must follow before other threads read them.
+// Asynchronous 16-byte copies from global to shared memory (sm_80 and later). A thread's copies form groups; waiting
+// makes its own copies visible to itself only: a barrier must follow before other threads read them.
 #pragma once
 
 #include "device/platform.cuh"

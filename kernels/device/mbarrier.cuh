@@ -1,7 +1,7 @@
 // Barriers in shared memory that count arrivals of threads and bytes of asynchronous copies (sm_90).
 //
-// A phase completes when all arrivals and all expected bytes are in; `mbarrier_wait(b, parity)` returns once the phase of
-// that parity (0 first, then 1, 0, ...) is complete. A fresh barrier passes a wait for parity 1.
+// A phase completes when all arrivals and all expected bytes are in; `mbarrier_wait(b, parity)` returns once the phase
+// of that parity (0 first, then 1, 0, ...) is complete. A fresh barrier passes a wait for parity 1.
 #pragma once
 
 #include "device/platform.cuh"

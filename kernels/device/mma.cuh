@@ -1,8 +1,9 @@
 // Warp-level tensor core instructions on bf16 with f32 accumulation, and the matrix loads and stores that feed them.
 //
 // Fragments of a lane (group = lane / 4, pair = 2 * (lane % 4)), m16n8k16:
-//   a[0..3]: rows group, group + 8, group, group + 8; columns pair, pair, pair + 8, pair + 8 (two neighbours a register)
-//   b0, b1:  k = pair and pair + 8, n = group;   c[0..3]: (group, pair), (group, pair + 1), (group + 8, ...)
+//   a[0..3]: rows group, group + 8, group, group + 8; columns from pair, pair, pair + 8, pair + 8, two a register
+//   b0, b1:  k from pair and pair + 8, n = group
+//   c[0..3]: (group, pair), (group, pair + 1), (group + 8, pair), (group + 8, pair + 1)
 #pragma once
 
 #include "device/platform.cuh"

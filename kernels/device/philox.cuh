@@ -1,5 +1,5 @@
-// Counter-based random numbers, word for word those of src/rng.rs: Philox4x32-10 (Salmon et al., SC 2011), 24-bit uniforms
-// and Box-Muller normals in f32.
+// Counter-based random numbers, word for word those of src/rng.rs: Philox4x32-10 (Salmon et al., SC 2011), 24-bit
+// uniforms and Box-Muller normals in f32.
 #pragma once
 
 #include "device/platform.cuh"
@@ -48,9 +48,7 @@ __device__ __forceinline__ Words random_words(Key key, uint32_t tag, uint32_t sa
 __device__ __forceinline__ float unit(uint32_t word) { return float(word >> 8) * (1.0f / 16777216.0f); }
 
 // In (0, 1], so that its logarithm is finite.
-__device__ __forceinline__ float positive_unit(uint32_t word) {
-    return float((word >> 8) + 1u) * (1.0f / 16777216.0f);
-}
+__device__ __forceinline__ float positive_unit(uint32_t word) { return float((word >> 8) + 1u) * (1.0f / 16777216.0f); }
 
 // Four standard normals from four words.
 __device__ __forceinline__ void normals4(Words words, float (&z)[4]) {
@@ -58,7 +56,8 @@ __device__ __forceinline__ void normals4(Words words, float (&z)[4]) {
     for (int pair = 0; pair < 2; ++pair) {
         const float radius = sqrtf(-2.0f * logf(positive_unit(words.w[2 * pair])));
         float sine, cosine;
-        sincosf(6.28318530717958647692f * unit(words.w[2 * pair + 1]), &sine, &cosine);
+        // In half turns: exact, and without sincosf's path for large angles, which needs local memory.
+        sincospif(2.0f * unit(words.w[2 * pair + 1]), &sine, &cosine);
         z[2 * pair] = radius * cosine;
         z[2 * pair + 1] = radius * sine;
     }

@@ -9,8 +9,8 @@
 #include <cstddef>
 #include <cstdint>
 
-#define KERNEL(name, Args, max_threads, ...)                                                                            \
-    extern "C" __global__ void __launch_bounds__(max_threads __VA_OPT__(, ) __VA_ARGS__)                                \
+#define KERNEL(name, Args, max_threads, ...)                                             \
+    extern "C" __global__ void __launch_bounds__(max_threads __VA_OPT__(, ) __VA_ARGS__) \
         name(const __grid_constant__ Args args)
 
 extern __shared__ __align__(1024) unsigned char shared_memory[];

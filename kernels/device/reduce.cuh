@@ -1,5 +1,5 @@
-// Reductions over a warp and over a one-dimensional block. The order of additions is fixed, so results repeat bit for bit,
-// and every thread gets the same value: in a butterfly both partners add the same two numbers.
+// Reductions over a warp and over a one-dimensional block. The order of additions is fixed, so results repeat bit for
+// bit, and every thread gets the same value: in a butterfly both partners add the same two numbers.
 #pragma once
 
 #include "device/platform.cuh"

@@ -1,4 +1,4 @@
-// bfloat16: the upper half of an f32. Conversions round to nearest even; every NaN becomes 0x7fff, as `cvt.rn.bf16` has it.
+// bfloat16: the upper half of an f32. Conversions round to nearest even, and every NaN becomes 0x7fff, as in cvt.rn.bf16.
 #pragma once
 
 #include "device/platform.cuh"
@@ -29,6 +29,4 @@ __device__ __forceinline__ float to_float(bf16 x) { return __uint_as_float(uint3
 
 template <class T> __device__ __forceinline__ T from_float(float x);
 template <> __device__ __forceinline__ float from_float<float>(float x) { return x; }
-template <> __device__ __forceinline__ bf16 from_float<bf16>(float x) {
-    return bf16{uint16_t(pack_bf16x2(x, 0.0f))};
-}
+template <> __device__ __forceinline__ bf16 from_float<bf16>(float x) { return bf16{uint16_t(pack_bf16x2(x, 0.0f))}; }

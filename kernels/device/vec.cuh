@@ -8,13 +8,23 @@ template <class T, int N> struct alignas(sizeof(T) * N) Vec {
     T v[N];
 };
 
-// The register types that the hardware loads at once; going through them keeps a Vec's load one instruction whatever T is.
+// The register types that the hardware loads at once: through them a Vec is one load instruction whatever T is.
 template <int BYTES> struct AccessWord;
-template <> struct AccessWord<1> { using Type = uint8_t; };
-template <> struct AccessWord<2> { using Type = uint16_t; };
-template <> struct AccessWord<4> { using Type = uint32_t; };
-template <> struct AccessWord<8> { using Type = uint2; };
-template <> struct AccessWord<16> { using Type = uint4; };
+template <> struct AccessWord<1> {
+    using Type = uint8_t;
+};
+template <> struct AccessWord<2> {
+    using Type = uint16_t;
+};
+template <> struct AccessWord<4> {
+    using Type = uint32_t;
+};
+template <> struct AccessWord<8> {
+    using Type = uint2;
+};
+template <> struct AccessWord<16> {
+    using Type = uint4;
+};
 
 template <int N, class T> __device__ __forceinline__ Vec<T, N> load_vec(const T* p) {
     using Word = typename AccessWord<sizeof(T) * N>::Type;

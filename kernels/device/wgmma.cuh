@@ -11,8 +11,8 @@
 
 enum class Swizzle : uint32_t { none = 0, bytes128 = 1, bytes64 = 2, bytes32 = 3 };
 
-// Describes an operand in shared memory. K-major swizzled layouts: `stride_bytes` is the distance of groups of 8 rows and
-// the leading distance is ignored; MN-major: `leading_bytes` is the distance of swizzle-wide column groups.
+// Describes an operand in shared memory. K-major swizzled layouts: `stride_bytes` is the distance of groups of 8 rows
+// and the leading distance is ignored; MN-major: `leading_bytes` is the distance of swizzle-wide column groups.
 __device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t shared_address, uint32_t leading_bytes,
                                                      uint32_t stride_bytes, Swizzle swizzle) {
     return uint64_t((shared_address & 0x3ffff) >> 4) | uint64_t(leading_bytes >> 4) << 16 |
@@ -66,26 +66,25 @@ template <int REGISTERS> __device__ __forceinline__ void set_max_registers_down(
 template <int N> struct WgmmaShape;
 
 // O0 .. O6 are the numbers of the operands after the N / 2 accumulators.
-#define WGMMA_SHAPE(N, O0, O1, O2, O3, O4, O5, O6)                                                                      \
-    template <> struct WgmmaShape<N> {                                                                                  \
-        template <bool MN_MAJOR_A, bool MN_MAJOR_B>                                                                     \
-        static __device__ __forceinline__ void ss(float (&d)[N / 2], uint64_t a, uint64_t b, bool accumulate) {         \
-            asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #O2 ", 0;\n"                                              \
-                         "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" WGMMA_TEXT_##N "}, %" #O0         \
-                         ", %" #O1 ", p, 1, 1, %" #O3 ", %" #O4 ";\n}"                                                  \
-                         : WGMMA_OPERANDS_##N                                                                           \
-                         : "l"(a), "l"(b), "r"(int(accumulate)), "n"(int(MN_MAJOR_A)), "n"(int(MN_MAJOR_B)));           \
-        }                                                                                                               \
-        template <bool MN_MAJOR_B>                                                                                      \
-        static __device__ __forceinline__ void rs(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b,                \
-                                                  bool accumulate) {                                                    \
-            asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #O5 ", 0;\n"                                              \
-                         "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" WGMMA_TEXT_##N "}, {%" #O0        \
-                         ", %" #O1 ", %" #O2 ", %" #O3 "}, %" #O4 ", p, 1, 1, %" #O6 ";\n}"                             \
-                         : WGMMA_OPERANDS_##N                                                                           \
-                         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(accumulate)),                    \
-                           "n"(int(MN_MAJOR_B)));                                                                       \
-        }                                                                                                               \
+#define WGMMA_SHAPE(N, O0, O1, O2, O3, O4, O5, O6)                                                              \
+    template <> struct WgmmaShape<N> {                                                                          \
+        template <bool MN_MAJOR_A, bool MN_MAJOR_B>                                                             \
+        static __device__ __forceinline__ void ss(float (&d)[N / 2], uint64_t a, uint64_t b, bool accumulate) { \
+            asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #O2 ", 0;\n"                                      \
+                         "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" WGMMA_TEXT_##N            \
+                         "}, %" #O0 ", %" #O1 ", p, 1, 1, %" #O3 ", %" #O4 ";\n}"                               \
+                         : WGMMA_OPERANDS_##N                                                                   \
+                         : "l"(a), "l"(b), "r"(int(accumulate)), "n"(int(MN_MAJOR_A)), "n"(int(MN_MAJOR_B)));   \
+        }                                                                                                       \
+        template <bool MN_MAJOR_B> static __device__ __forceinline__ void                                       \
+        rs(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b, bool accumulate) {                            \
+            asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #O5 ", 0;\n"                                      \
+                         "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" WGMMA_TEXT_##N            \
+                         "}, {%" #O0 ", %" #O1 ", %" #O2 ", %" #O3 "}, %" #O4 ", p, 1, 1, %" #O6 ";\n}"         \
+                         : WGMMA_OPERANDS_##N                                                                   \
+                         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(accumulate)),            \
+                           "n"(int(MN_MAJOR_B)));                                                               \
+        }                                                                                                       \
     };
 
 #include "device/wgmma_shapes.cuh"

@@ -1,5 +1,5 @@
-// cp.async: copies take effect at once, at the wait, or at either by chance. Late ones leave NaN behind until then, so that a
-// reader who does not wait gets NaN.
+// cp.async: copies take effect at once, at the wait, or at either by chance. Late ones leave NaN behind until then, so
+// that a reader who does not wait gets NaN.
 #include <cstring>
 
 #include "sim/race.hpp"
@@ -81,8 +81,8 @@ std::string describe_copies_in_flight() {
     for (uint32_t thread = 0; thread < block->threads; ++thread) {
         const CopyQueue& queue = block->copies[thread];
         if (!queue.copies.empty()) {
-            return "the block ended with cp.async copies in flight: thread " + std::to_string(thread) + " never waited for " +
-                   std::to_string(queue.copies.size()) + source_line(queue.copies.front().where);
+            return "the block ended with cp.async copies in flight: thread " + std::to_string(thread) +
+                   " never waited for " + std::to_string(queue.copies.size()) + source_line(queue.copies.front().where);
         }
     }
     return {};

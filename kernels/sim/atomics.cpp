@@ -7,8 +7,7 @@ namespace {
 
 template <class T> T update(T* p, T (*combine)(T, T), T value) {
     T old = __atomic_load_n(p, __ATOMIC_RELAXED);
-    while (!__atomic_compare_exchange_n(p, &old, combine(old, value), false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED)) {
-    }
+    while (!__atomic_compare_exchange_n(p, &old, combine(old, value), false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED)) {}
     return old;
 }
 

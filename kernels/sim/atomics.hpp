@@ -21,11 +21,13 @@ template <class T, class Update> inline T atomic_update(T* p, Update, T value) {
     static_assert(std::is_integral_v<T> && (sizeof(T) == 4 || sizeof(T) == 8),
                   "atomics are for integers: float sums in the order of arrival do not repeat");
     if constexpr (sizeof(T) == 4) {
-        return T(atomic_update_32(reinterpret_cast<uint32_t*>(p),
-                                  [](uint32_t a, uint32_t b) { return uint32_t(Update{}(T(a), T(b))); }, uint32_t(value)));
+        return T(atomic_update_32(
+            reinterpret_cast<uint32_t*>(p), [](uint32_t a, uint32_t b) { return uint32_t(Update{}(T(a), T(b))); },
+            uint32_t(value)));
     } else {
-        return T(atomic_update_64(reinterpret_cast<uint64_t*>(p),
-                                  [](uint64_t a, uint64_t b) { return uint64_t(Update{}(T(a), T(b))); }, uint64_t(value)));
+        return T(atomic_update_64(
+            reinterpret_cast<uint64_t*>(p), [](uint64_t a, uint64_t b) { return uint64_t(Update{}(T(a), T(b))); },
+            uint64_t(value)));
     }
 }
 }

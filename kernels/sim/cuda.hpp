@@ -17,10 +17,10 @@
 #include "sim/math.hpp"
 #include "sim/warp.hpp"
 
-#define KERNEL(name, Args, max_threads, ...)                                                                            \
-    static void name(const Args& args);                                                                                 \
-    static const ::sim::Registration name##_registration{                                                               \
-        {#name, sizeof(Args), max_threads, [](const void* args) { name(*static_cast<const Args*>(args)); }}};          \
+#define KERNEL(name, Args, max_threads, ...)                                                                  \
+    static void name(const Args& args);                                                                       \
+    static const ::sim::Registration name##_registration{                                                     \
+        {#name, sizeof(Args), max_threads, [](const void* args) { name(*static_cast<const Args*>(args)); }}}; \
     static void name(const Args& args)
 
 using sim::blockDim;

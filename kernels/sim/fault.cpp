@@ -1,5 +1,5 @@
-// Invalid accesses of kernels: the signal handler continues the thread in a function that reports and ends the launch, so the
-// process lives on. AddressSanitizer's build leaves faults to it.
+// Invalid accesses of kernels: the signal handler continues the thread in a function that reports and ends the launch,
+// so the process lives on. AddressSanitizer's build leaves faults to it.
 #include "sim/fault.hpp"
 
 #include <csignal>
@@ -47,7 +47,8 @@ void on_fault(int number, siginfo_t* info, void* context) {
                  (uint64_t(registers[REG_ERR]) & PAGE_FAULT_WRITE) != 0};
         registers[REG_RIP] = greg_t(reinterpret_cast<uintptr_t>(&report_fault));
         // As after a call: 8 below a multiple of 16.
-        registers[REG_RSP] = greg_t((reinterpret_cast<uintptr_t>(report_stack.get() + REPORT_STACK) & ~uintptr_t(15)) - 8);
+        registers[REG_RSP] =
+            greg_t((reinterpret_cast<uintptr_t>(report_stack.get() + REPORT_STACK) & ~uintptr_t(15)) - 8);
         return;
     }
     // Not ours: whoever was there before decides, at the repeated fault.

@@ -44,7 +44,8 @@ constexpr size_t GUARD_BYTES = 4096;
 #ifdef __SANITIZE_ADDRESS__
 constexpr size_t STACK_BYTES = 63 * 4096;
 #else
-// With the guard page 33 pages: an odd number, so that equal depths of neighbouring stacks fall into different cache sets.
+// With the guard page 33 pages: an odd number, so that equal depths of neighbouring stacks fall into different cache
+// sets.
 constexpr size_t STACK_BYTES = 32 * 4096;
 #endif
 constexpr size_t STRIDE = GUARD_BYTES + STACK_BYTES;

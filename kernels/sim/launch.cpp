@@ -49,7 +49,9 @@ struct Launch {
 
 std::string invalid(const Launch& launch, const uint32_t cluster[3], size_t args_bytes) {
     const uint64_t threads = uint64_t(launch.block.x) * launch.block.y * launch.block.z;
-    const auto refuse = [&](const std::string& reason) { return std::string("kernel ") + launch.kernel->name + ": " + reason; };
+    const auto refuse = [&](const std::string& reason) {
+        return std::string("kernel ") + launch.kernel->name + ": " + reason;
+    };
     if (threads == 0 || threads > launch.kernel->max_threads) {
         return refuse(std::to_string(threads) + " threads a block; the kernel is built for 1 to " +
                       std::to_string(launch.kernel->max_threads));
@@ -123,7 +125,8 @@ void reset(Block& b, uint64_t block_number) {
 }
 
 void check_at_exit(const Block& b) {
-    for (const auto describe : {describe_copies_in_flight, describe_tensor_copies_in_flight, describe_wgmma_in_flight}) {
+    for (const auto describe :
+         {describe_copies_in_flight, describe_tensor_copies_in_flight, describe_wgmma_in_flight}) {
         if (const std::string in_flight = describe(); !in_flight.empty()) {
             set_error(block_prefix() + in_flight);
         }
@@ -131,7 +134,8 @@ void check_at_exit(const Block& b) {
     for (int id = 0; id < 16; ++id) {
         if (b.barrier[id].arrived) {
             set_error(block_prefix() + "the block ended with barrier " + std::to_string(id) + " reached by " +
-                      std::to_string(b.barrier[id].arrived) + " of " + std::to_string(b.barrier[id].expected) + " threads");
+                      std::to_string(b.barrier[id].arrived) + " of " + std::to_string(b.barrier[id].expected) +
+                      " threads");
         }
     }
     check_dynamic_shared_canary(b.dynamic_shared);
@@ -200,7 +204,8 @@ class GridRun : public Job {
 
 // Kernel arguments hold tensor maps, which need 64-byte alignment.
 struct ArgumentCopy {
-    explicit ArgumentCopy(const void* args, size_t bytes) : words((bytes + sizeof(TensorMap) - 1) / sizeof(TensorMap) + 1) {
+    explicit ArgumentCopy(const void* args, size_t bytes)
+        : words((bytes + sizeof(TensorMap) - 1) / sizeof(TensorMap) + 1) {
         memcpy(words.data(), args, bytes);
     }
     std::vector<TensorMap> words;
@@ -225,8 +230,9 @@ const char* sim_kernel_name(int32_t number) {
 
 int32_t sim_find_kernel(const char* name) {
     const auto& all = kernels();
-    const auto at = std::lower_bound(all.begin(), all.end(), name,
-                                     [](const Kernel& kernel, const char* wanted) { return strcmp(kernel.name, wanted) < 0; });
+    const auto at = std::lower_bound(all.begin(), all.end(), name, [](const Kernel& kernel, const char* wanted) {
+        return strcmp(kernel.name, wanted) < 0;
+    });
     return at != all.end() && strcmp(at->name, name) == 0 ? int32_t(at - all.begin()) : -1;
 }
 
@@ -247,7 +253,11 @@ int32_t sim_launch(int32_t number, const uint32_t grid[3], const uint32_t thread
         last_error = "there is no kernel number " + std::to_string(number);
         return 1;
     }
-    Launch launch{kernel,  {grid[0], grid[1], grid[2]}, {thread_block[0], thread_block[1], thread_block[2]}, dynamic_shared, nullptr,
+    Launch launch{kernel,
+                  {grid[0], grid[1], grid[2]},
+                  {thread_block[0], thread_block[1], thread_block[2]},
+                  dynamic_shared,
+                  nullptr,
                   *config};
     last_error = invalid(launch, cluster, args_bytes);
     if (!last_error.empty()) {

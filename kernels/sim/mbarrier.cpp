@@ -32,8 +32,8 @@ bool phase_complete(const uint64_t* barrier, uint32_t parity) {
 void arrive(uint64_t* barrier, uint32_t bytes, const void* where) {
     MbarrierState& state = state_of(barrier, where);
     if (state.pending == 0) {
-        fail("%s: more arrivals in one phase than its count of %u%s", describe_mbarrier(barrier).c_str(), unsigned(state.count),
-             source_line(where).c_str());
+        fail("%s: more arrivals in one phase than its count of %u%s", describe_mbarrier(barrier).c_str(),
+             unsigned(state.count), source_line(where).c_str());
     }
     state.bytes += int32_t(bytes);
     --state.pending;
@@ -54,7 +54,9 @@ void mbarrier_init(uint64_t* barrier, uint32_t arrivals) {
 
 void mbarrier_arrive(uint64_t* barrier) { arrive(barrier, 0, __builtin_return_address(0)); }
 
-void mbarrier_arrive_expect_tx(uint64_t* barrier, uint32_t bytes) { arrive(barrier, bytes, __builtin_return_address(0)); }
+void mbarrier_arrive_expect_tx(uint64_t* barrier, uint32_t bytes) {
+    arrive(barrier, bytes, __builtin_return_address(0));
+}
 
 void mbarrier_wait(uint64_t* barrier, uint32_t parity) {
     const void* where = __builtin_return_address(0);
@@ -103,7 +105,8 @@ bool wake_mbarrier_waiters() {
 
 std::string describe_mbarrier(const uint64_t* barrier) {
     const auto& state = *reinterpret_cast<const MbarrierState*>(barrier);
-    std::string text = "mbarrier at shared_memory+" + std::to_string(reinterpret_cast<const unsigned char*>(barrier) - shared_memory);
+    std::string text =
+        "mbarrier at shared_memory+" + std::to_string(reinterpret_cast<const unsigned char*>(barrier) - shared_memory);
     if (state.unused == 0) {
         text += " (phase " + std::to_string(state.phase) + ", " + std::to_string(state.pending) + " of " +
                 std::to_string(state.count) + " arrivals and " + std::to_string(state.bytes) + " bytes missing)";
@@ -118,8 +121,9 @@ void fence_proxy_async() { race::proxy_fence(); }
 uint32_t shared_address(const void* pointer) {
     const auto offset = static_cast<const unsigned char*>(pointer) - shared_memory;
     if (offset < 0 || offset > block->dynamic_shared) {
-        fail("asynchronous units and mbarriers use dynamic shared memory: an address is %td bytes from its start, of %u", offset,
-             block->dynamic_shared);
+        fail(
+            "asynchronous units and mbarriers use dynamic shared memory: an address is %td bytes from its start, of %u",
+            offset, block->dynamic_shared);
     }
     return uint32_t(offset);
 }

@@ -1,5 +1,5 @@
-// ldmatrix, stmatrix and mma.sync. Each lane spreads its own operands into the warp's matrices, so that the last lane to
-// arrive only multiplies.
+// ldmatrix, stmatrix and mma.sync. Each lane spreads its own operands into the warp's matrices, so that the last lane
+// to arrive only multiplies.
 #include <bit>
 #include <cstring>
 
@@ -56,22 +56,26 @@ void multiply(void* const* lanes, uint32_t) {
     const MmaOperands& operands = current_warp().mma;
     // All accumulators first: a vector load right after the narrow stores it covers would wait for them.
     alignas(32) float sums[16][8];
+#pragma GCC unroll 4
     for (int lane = 0; lane < 32; ++lane) {
         memcpy(&sums[lane / 4][lane % 4 * 2], static_cast<const float*>(lanes[lane]), 8);
         memcpy(&sums[lane / 4 + 8][lane % 4 * 2], static_cast<const float*>(lanes[lane]) + 2, 8);
     }
-    for (int row = 0; row < 16; row += 4) {
-        Eight sum[4];
+    for (int row = 0; row < 16; row += 8) {
+        Eight sum[8];
         memcpy(sum, sums[row], sizeof(sum));
+#pragma GCC unroll 16
         for (int k = 0; k < 16; ++k) {
             Eight b;
             memcpy(&b, operands.b[k], sizeof(b));
-            for (int i = 0; i < 4; ++i) {
+#pragma GCC unroll 8
+            for (int i = 0; i < 8; ++i) {
                 sum[i] += operands.a[row + i][k] * b;
             }
         }
         memcpy(sums[row], sum, sizeof(sum));
     }
+#pragma GCC unroll 4
     for (int lane = 0; lane < 32; ++lane) {
         memcpy(static_cast<float*>(lanes[lane]), &sums[lane / 4][lane % 4 * 2], 8);
         memcpy(static_cast<float*>(lanes[lane]) + 2, &sums[lane / 4 + 8][lane % 4 * 2], 8);
@@ -116,17 +120,19 @@ void stmatrix_x4(void* row, const uint32_t* values) {
 void mma_m16n8k16(float* c, const uint32_t* a, uint32_t b0, uint32_t b1) {
     const void* where = __builtin_return_address(0);
     const uint32_t lane = current_lane(), group = lane / 4, pair = lane % 4 * 2;
-    MmaOperands& operands = current_warp().mma;
+    Warp& warp = current_warp();
+    MmaOperands& operands = warp.mma;
+#pragma GCC unroll 4
     for (uint32_t i = 0; i < 4; ++i) {
-        float* target = &operands.a[group + i % 2 * 8][pair + i / 2 * 8];
-        target[0] = bf16_low(a[i]);
-        target[1] = bf16_high(a[i]);
+        // Both values of the register at once.
+        const uint64_t floats = uint64_t(a[i] & 0xffff0000u) << 32 | uint32_t(a[i] << 16);
+        memcpy(&operands.a[group + i % 2 * 8][pair + i / 2 * 8], &floats, sizeof(floats));
     }
     operands.b[pair][group] = bf16_low(b0);
     operands.b[pair + 1][group] = bf16_high(b0);
     operands.b[pair + 8][group] = bf16_low(b1);
     operands.b[pair + 9][group] = bf16_high(b1);
-    if (current_warp().lanes != ALL_LANES) {
+    if (warp.lanes != ALL_LANES) [[unlikely]] {
         fail("mma.sync: the warp has fewer than 32 threads%s", source_line(where).c_str());
     }
     collective(ALL_LANES, {Collective::mma, 0}, c, multiply, where);

@@ -1,8 +1,9 @@
 // The race detector: happens-before by vector clocks over the threads of a block and its asynchronous units.
 //
-// Every agent has a clock; a thread knows a value of each agent's clock, and an access is ordered after another if its thread
-// knows the other's clock by then. A second vector of each thread holds what lies before a fence.proxy.async: only such writes
-// of threads are seen by TMA stores and wgmma. Compiled in with SIM_RACE; kernels then report their accesses (tsan_hooks.cpp).
+// Every agent has a clock; a thread knows a value of each agent's clock, and an access is ordered after another if its
+// thread knows the other's clock by then. A second vector of each thread holds what lies before a fence.proxy.async:
+// only such writes of threads are seen by TMA stores and wgmma. Compiled in with SIM_RACE; kernels then report their
+// accesses (tsan_hooks.cpp).
 #ifdef SIM_RACE
 
 #include "sim/race.hpp"
@@ -85,7 +86,7 @@ std::string agent_name(uint32_t agent) {
         return "thread " + std::to_string(agent);
     }
     const uint32_t unit = agent - state.threads;
-    return unit < LOAD_AGENTS     ? "a TMA load"
+    return unit < LOAD_AGENTS    ? "a TMA load"
            : unit == STORE_AGENT ? "a TMA store"
                                  : "wgmma of warpgroup " + std::to_string(unit - WGMMA_AGENTS);
 }
@@ -111,9 +112,9 @@ struct Accessor {
 
 void check_ordered(const Accessor& by, const Access& earlier, bool write, uintptr_t address, const void* where) {
     if (by.knowledge.seen[earlier.agent] < earlier.clock) {
-        fail("RACE on %s: a %s by %s is not ordered after a %s by %s%s", place(address).c_str(), write ? "write" : "read",
-             agent_name(by.agent).c_str(), earlier.write ? "write" : "read", agent_name(earlier.agent).c_str(),
-             source_line(where).c_str());
+        fail("RACE on %s: a %s by %s is not ordered after a %s by %s%s", place(address).c_str(),
+             write ? "write" : "read", agent_name(by.agent).c_str(), earlier.write ? "write" : "read",
+             agent_name(earlier.agent).c_str(), source_line(where).c_str());
     }
     if (by.asynchronous_read && earlier.agent < state.threads && by.knowledge.fenced[earlier.agent] < earlier.clock) {
         fail("RACE on %s: %s reads what %s wrote without a fence_proxy_async after the write%s", place(address).c_str(),
@@ -230,7 +231,8 @@ void wgmma(const Wgmma& operation, const void* where) {
         const Knowledge warp = of_warp(group * 4 + i);
         if (!operation.a_registers) {
             // A warp multiplies its own 16 rows of a.
-            read_operand({agent, clock, warp, true}, operation.a, operation.mn_major_a, int(i) * 16, int(i) * 16 + 16, where);
+            read_operand({agent, clock, warp, true}, operation.a, operation.mn_major_a, int(i) * 16, int(i) * 16 + 16,
+                         where);
         }
         if (i == 0) {
             of_all = warp;

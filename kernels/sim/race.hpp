@@ -11,14 +11,17 @@ namespace sim::race {
 #ifdef SIM_RACE
 #define SIM_RACE_HOOK(declaration) declaration;
 #else
-#define SIM_RACE_HOOK(declaration) inline declaration {}
+#define SIM_RACE_HOOK(declaration) \
+    inline declaration {}
 #endif
 
 SIM_RACE_HOOK(void begin_block())
 
 // Accesses by the running thread, and by asynchronous units on its behalf.
-SIM_RACE_HOOK(void read([[maybe_unused]] const void* p, [[maybe_unused]] size_t bytes, [[maybe_unused]] const void* where))
-SIM_RACE_HOOK(void write([[maybe_unused]] const void* p, [[maybe_unused]] size_t bytes, [[maybe_unused]] const void* where))
+SIM_RACE_HOOK(void read([[maybe_unused]] const void* p, [[maybe_unused]] size_t bytes,
+                        [[maybe_unused]] const void* where))
+SIM_RACE_HOOK(void write([[maybe_unused]] const void* p, [[maybe_unused]] size_t bytes,
+                         [[maybe_unused]] const void* where))
 SIM_RACE_HOOK(void tma_load([[maybe_unused]] const void* shared, [[maybe_unused]] size_t bytes,
                             [[maybe_unused]] const uint64_t* barrier, [[maybe_unused]] const void* where))
 SIM_RACE_HOOK(void tma_store([[maybe_unused]] const void* shared, [[maybe_unused]] size_t bytes,

@@ -6,7 +6,8 @@
 
 namespace sim::race {
 
-// One access: by which agent (a thread or an asynchronous unit), at which value of that agent's clock, to which of the 8 bytes.
+// One access: by which agent (a thread or an asynchronous unit), at which value of that agent's clock, to which of the
+// 8 bytes.
 struct Access {
     uint32_t clock; // 0: none
     uint16_t agent;
@@ -20,7 +21,8 @@ struct Cell {
     Access accesses[REMEMBERED];
 };
 
-// Dynamic shared memory has a cell for every 8 bytes; other addresses share a table, in which newer ones displace older.
+// Dynamic shared memory has a cell for every 8 bytes; other addresses share a table, in which newer ones displace
+// older.
 class Shadow {
   public:
     void begin(const unsigned char* shared, uint32_t shared_bytes) {

@@ -1,4 +1,5 @@
-// What kernel code calls in the simulator's runtime. Each function is one GPU instruction, executed by the calling thread.
+// What kernel code calls in the simulator's runtime. Each function is one GPU instruction, executed by the calling
+// thread.
 #pragma once
 
 #include "sim/builtin_types.hpp"
@@ -35,7 +36,7 @@ void barrier_arrive(int id, int threads);
 uint32_t barrier_reduce(bool predicate); // barrier 0; how many threads passed true
 
 // ---- warp collectives ----
-enum class Collective : uint8_t { none, shuffle, ballot, syncwarp, ldmatrix, stmatrix, mma };
+enum class Collective : uint8_t { shuffle = 1, ballot, syncwarp, ldmatrix, stmatrix, mma };
 struct CollectiveId {
     Collective operation;
     uint8_t variant; // must agree among the lanes, too

@@ -1,4 +1,5 @@
-// Runs the threads of a block on one OS thread. A thread runs until it must wait; the switch goes straight to the next one.
+// Runs the threads of a block on one OS thread. A thread runs until it must wait; the switch goes straight to the next
+// one.
 #include "sim/scheduler.hpp"
 
 #include "sim/fiber.hpp"
@@ -117,7 +118,8 @@ void clear_ready(uint32_t thread) {
     }
 }
 
-// The life of a stack: runs threads to their ends one after the other, until the next one already has a stack of its own.
+// The life of a stack: runs threads to their ends one after the other, until the next one already has a stack of its
+// own.
 void run_on_this_stack() {
     Block& b = *block;
 #ifdef __SANITIZE_ADDRESS__

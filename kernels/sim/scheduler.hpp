@@ -27,8 +27,8 @@ inline uint32_t next_in_reverse(const Block& b) {
     return warp * 32 + 31u - uint32_t(std::countl_zero(b.warp[warp].ready));
 }
 
-// Probabilistic concurrency testing (Burckhardt et al., ASPLOS 2010): the ready warp of highest priority runs, and priorities
-// change at few random points, which starves threads in ways that uniform choices almost never do.
+// Probabilistic concurrency testing (Burckhardt et al., ASPLOS 2010): the ready warp of highest priority runs, and
+// priorities change at few random points, which starves threads in ways that uniform choices almost never do.
 inline uint32_t next_by_priority(Block& b) {
     if (!b.ready_warps) {
         return NO_THREAD;
@@ -45,7 +45,8 @@ inline uint32_t next_by_priority(Block& b) {
         }
     }
     const int rotation = int(b.priority[best] % 32);
-    const uint32_t lane = (uint32_t(std::countr_zero(std::rotr(b.warp[best].ready, rotation))) + uint32_t(rotation)) % 32;
+    const uint32_t lane =
+        (uint32_t(std::countr_zero(std::rotr(b.warp[best].ready, rotation))) + uint32_t(rotation)) % 32;
     return best * 32 + lane;
 }
 

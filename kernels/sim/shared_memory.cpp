@@ -1,6 +1,7 @@
 // Shared memory of a block: NaN at its start, guarded at its end.
 //
-// Dynamic shared memory ends, rounded up to its alignment, at an inaccessible page; the rest up to there is a canary. Static
+// Dynamic shared memory ends, rounded up to its alignment, at an inaccessible page; the rest up to there is a canary.
+// Static
 // __shared__ variables are thread-local ones, found by name in the symbol table of this executable or library.
 #include <algorithm>
 #include <cstdlib>
@@ -35,7 +36,8 @@ struct Region {
     unsigned char* end = nullptr;
 
     Region() {
-        void* memory = mmap(nullptr, CAPACITY + PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        void* memory =
+            mmap(nullptr, CAPACITY + PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (memory == MAP_FAILED) {
             abort();
         }
@@ -143,7 +145,7 @@ void set_accessible(uint32_t bytes) {
 #endif
 }
 
-bool poisoned(const unsigned char* first, const unsigned char* last) {
+[[maybe_unused]] bool poisoned(const unsigned char* first, const unsigned char* last) {
     return std::all_of(first, last, [](unsigned char byte) { return byte == POISON; });
 }
 
@@ -162,7 +164,8 @@ void check_dynamic_shared_canary(uint32_t bytes) {
 #ifndef __SANITIZE_ADDRESS__
     const unsigned char* past = shared_memory + bytes;
     if (!poisoned(past, region.end)) {
-        const unsigned char* at = std::find_if(past, static_cast<const unsigned char*>(region.end), [](unsigned char byte) { return byte != POISON; });
+        const unsigned char* at = std::find_if(past, static_cast<const unsigned char*>(region.end),
+                                               [](unsigned char byte) { return byte != POISON; });
         set_error(block_prefix() + "a write past the end of dynamic shared memory: byte " +
                   std::to_string(at - shared_memory) + " of " + std::to_string(bytes));
     } else if (!poisoned(shared_memory - LOWER_CANARY, shared_memory)) {

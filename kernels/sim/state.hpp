@@ -143,7 +143,10 @@ void run_threads();
 // ---- report.cpp ----
 void set_error(const std::string& message);
 std::string describe_deadlock();
+// " at FILE:LINE" of the kernel code that called the runtime from `where`; empty if unknown.
 std::string source_line(const void* where);
+// Looks many places up at once, for source_line to find.
+void find_source_lines(const std::vector<const void*>& places);
 std::string block_prefix();
 
 // ---- mbarrier.cpp, async_copy.cpp, tma.cpp, wgmma.cpp: the descriptions are empty when nothing is in flight ----

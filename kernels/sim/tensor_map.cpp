@@ -94,7 +94,8 @@ const char* encode_box(const uint32_t* box, EncodedMap& map) {
     return check_row(map);
 }
 
-const char* encode_corners(const int32_t* lower, const int32_t* upper, uint32_t channels, uint32_t pixels, EncodedMap& map) {
+const char* encode_corners(const int32_t* lower, const int32_t* upper, uint32_t channels, uint32_t pixels,
+                           EncodedMap& map) {
     if (map.rank < 3) {
         return "im2col needs rank 3 to 5";
     }
@@ -135,8 +136,8 @@ int32_t sim_tensor_map_tiled(void* out, int32_t data_type, uint32_t rank, void* 
 
 int32_t sim_tensor_map_im2col(void* out, int32_t data_type, uint32_t rank, void* address, const uint64_t* dimensions,
                               const uint64_t* strides, const int32_t* lower, const int32_t* upper, uint32_t channels,
-                              uint32_t pixels, const uint32_t* element_strides, int32_t interleave, int32_t swizzle, int32_t,
-                              int32_t oob_fill) {
+                              uint32_t pixels, const uint32_t* element_strides, int32_t interleave, int32_t swizzle,
+                              int32_t, int32_t oob_fill) {
     EncodedMap map{};
     const char* problem = encode_common(
         {data_type, rank, address, dimensions, strides, element_strides, interleave, swizzle, oob_fill}, map);

@@ -36,8 +36,8 @@ inline uint32_t EncodedMap::rows() const {
     return rows;
 }
 
-// Where a swizzled copy puts the byte at `offset`: 16-byte chunks of a row are exchanged by the row's number. `swizzle` as
-// CUtensorMapSwizzle: 0 none, 1 32 bytes, 2 64 bytes, 3 128 bytes.
+// Where a swizzled copy puts the byte at `offset`: 16-byte chunks of a row are exchanged by the row's number. `swizzle`
+// as CUtensorMapSwizzle: 0 none, 1 32 bytes, 2 64 bytes, 3 128 bytes.
 inline size_t swizzled(size_t offset, int swizzle) {
     const size_t chunks = (size_t(1) << swizzle) - 1;
     return offset ^ ((offset >> 7 & chunks) << 4);

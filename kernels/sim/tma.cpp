@@ -1,5 +1,5 @@
-// The TMA unit: bulk tensor copies. A copy may happen at any time between its issue and the moment someone needs it; eager
-// mode does it at once, the others later. Until then the target of a load holds NaN.
+// The TMA unit: bulk tensor copies. A copy may happen at any time between its issue and the moment someone needs it;
+// eager mode does it at once, the others later. Until then the target of a load holds NaN.
 #include <algorithm>
 #include <cstring>
 
@@ -33,8 +33,8 @@ void tiled_position(const TensorCopy& copy, uint32_t row, int64_t (&position)[5]
     }
 }
 
-// The coordinates that base pixel number `row` of an im2col copy reads: base pixels advance by the element strides through
-// the box between the corners, w first, and on to the next image.
+// The coordinates that base pixel number `row` of an im2col copy reads: base pixels advance by the element strides
+// through the box between the corners, w first, and on to the next image.
 void im2col_position(const TensorCopy& copy, uint32_t row, int64_t (&position)[5]) {
     const EncodedMap& map = decoded(copy);
     const int spatial = map.rank - 2;
@@ -167,7 +167,8 @@ void tma_store_wait(int allowed) {
 bool run_pending_tensor_copy() {
     Block& b = *block;
     auto& copies = b.tensor_copies;
-    const size_t start = AsyncMode(b.config.async_mode) == AsyncMode::random && !copies.empty() ? random_number(b) % copies.size() : 0;
+    const size_t start =
+        AsyncMode(b.config.async_mode) == AsyncMode::random && !copies.empty() ? random_number(b) % copies.size() : 0;
     for (size_t i = 0; i < copies.size(); ++i) {
         PendingTensorCopy& pending = copies[(start + i) % copies.size()];
         if (!pending.done) {
@@ -184,7 +185,8 @@ bool run_pending_tensor_copy() {
 
 std::string describe_tensor_copies_in_flight() {
     for (const PendingTensorCopy& pending : block->tensor_copies) {
-        return std::string("the block ended with a TMA ") + (pending.store ? "store that its thread never waited for" : "load in flight") +
+        return std::string("the block ended with a TMA ") +
+               (pending.store ? "store that its thread never waited for" : "load in flight") +
                source_line(pending.where);
     }
     return {};

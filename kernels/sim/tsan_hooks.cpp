@@ -1,5 +1,5 @@
-// Kernels of the race build are compiled with -fsanitize=thread but not linked with its library: the calls that the compiler
-// places before every access come here.
+// Kernels of the race build are compiled with -fsanitize=thread but not linked with its library: the calls that the
+// compiler places before every access come here.
 #ifdef SIM_RACE
 
 #include "sim/fiber.hpp"
@@ -28,7 +28,7 @@ void write(const void* p, size_t bytes, const void* where) {
 
 }
 
-#define HOOK(name, kind, bytes)                                                                                         \
+#define HOOK(name, kind, bytes) \
     extern "C" void __tsan_##name(void* p) { kind(p, bytes, __builtin_return_address(0)); }
 
 HOOK(read1, read, 1)

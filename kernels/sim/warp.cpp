@@ -5,25 +5,10 @@
 namespace sim {
 namespace {
 
-const char* operation_name(uint64_t tag) {
-    switch (Collective(tag >> 8 & 0xff)) {
-    case Collective::shuffle:
-        return "shuffle";
-    case Collective::ballot:
-        return "ballot";
-    case Collective::syncwarp:
-        return "__syncwarp";
-    case Collective::ldmatrix:
-        return "ldmatrix";
-    case Collective::stmatrix:
-        return "stmatrix";
-    case Collective::mma:
-        return "mma.sync";
-    case Collective::none:
-        break;
-    }
-    return "collective";
-}
+// By Collective.
+constexpr const char* NAMES[] = {"", "shuffle", "ballot", "__syncwarp", "ldmatrix", "stmatrix", "mma.sync"};
+
+const char* operation_name(uint64_t tag) { return NAMES[tag >> 8 & 0xff]; }
 
 bool same_tag_in_all(const Warp& warp, uint64_t tag) {
     uint64_t difference = 0;
@@ -40,6 +25,7 @@ void require_same_tag(const Warp& warp, uint32_t mask, uint64_t tag, const void*
     for (uint32_t lane = 0; lane < 32; ++lane) {
         if ((mask >> lane & 1u) && warp.tag[lane] != tag) {
             const uint32_t first = threadIdx.linear & ~31u;
+            find_source_lines({where, block->waiting[first + lane].where});
             fail("divergent warp collective: lane %u in %s (mask %08x)%s, lane %u in %s (mask %08x)%s", current_lane(),
                  operation_name(tag), uint32_t(tag >> 32), source_line(where).c_str(), lane,
                  operation_name(warp.tag[lane]), uint32_t(warp.tag[lane] >> 32),
@@ -55,7 +41,7 @@ void collective(uint32_t mask, CollectiveId id, void* argument, CollectiveBody b
     const uint32_t lane = current_lane();
     mask &= warp.lanes;
     const uint64_t tag = uint64_t(mask) << 32 | uint64_t(id.operation) << 8 | id.variant;
-    if (!(mask >> lane & 1u)) {
+    if (!(mask >> lane & 1u)) [[unlikely]] {
         fail("%s: lane %u calls with mask %08x, which does not name it%s", operation_name(tag), lane, mask,
              source_line(where).c_str());
     }

@@ -1,5 +1,5 @@
-// Warp-level built-ins: shuffles and votes. The last lane to arrive computes the result of every lane; the race detector must
-// not see it reach into the others' stacks.
+// Warp-level built-ins: shuffles and votes. The last lane to arrive computes the result of every lane; the race
+// detector must not see it reach into the others' stacks.
 #pragma once
 
 #include "sim/runtime.hpp"
@@ -30,19 +30,20 @@ template <Shuffle KIND> inline int shuffle_source(int lane, int selector, int wi
 template <class T, Shuffle KIND> inline T shuffle(uint32_t mask, T value, int selector, int width) {
     ShuffleArgs<T> own{value, value, selector, width};
     constexpr CollectiveId id{Collective::shuffle, uint8_t(uint8_t(KIND) * 16 + sizeof(T))};
-    warp_collective(mask, id, &own, [](void* const* lanes, uint32_t present) __attribute__((no_sanitize("thread"))) {
-        for (int lane = 0; lane < 32; ++lane) {
-            if (!(present >> lane & 1u)) {
-                continue;
+    warp_collective(
+        mask, id, &own, [](void* const* lanes, uint32_t present) __attribute__((no_sanitize("thread"))) {
+            for (int lane = 0; lane < 32; ++lane) {
+                if (!(present >> lane & 1u)) {
+                    continue;
+                }
+                auto& target = *static_cast<ShuffleArgs<T>*>(lanes[lane]);
+                const int source = shuffle_source<KIND>(lane, target.selector, target.width);
+                if (!(present >> source & 1u)) {
+                    fail("shuffle: lane %d reads lane %d, which is not in the mask %08x", lane, source, present);
+                }
+                target.result = static_cast<const ShuffleArgs<T>*>(lanes[source])->value;
             }
-            auto& target = *static_cast<ShuffleArgs<T>*>(lanes[lane]);
-            const int source = shuffle_source<KIND>(lane, target.selector, target.width);
-            if (!(present >> source & 1u)) {
-                fail("shuffle: lane %d reads lane %d, which is not in the mask %08x", lane, source, present);
-            }
-            target.result = static_cast<const ShuffleArgs<T>*>(lanes[source])->value;
-        }
-    });
+        });
     return own.result;
 }
 }

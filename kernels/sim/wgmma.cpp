@@ -119,10 +119,10 @@ void finish_groups(Warpgroup& group, int pending) {
 }
 
 bool agrees(const Call& a, const Call& b) {
-    return a.step == b.step && a.pending == b.pending && a.operation.n == b.operation.n && a.operation.a == b.operation.a &&
-           a.operation.b == b.operation.b && a.operation.accumulate == b.operation.accumulate &&
-           a.operation.mn_major_a == b.operation.mn_major_a && a.operation.mn_major_b == b.operation.mn_major_b &&
-           !a.operation.a_registers == !b.operation.a_registers;
+    return a.step == b.step && a.pending == b.pending && a.operation.n == b.operation.n &&
+           a.operation.a == b.operation.a && a.operation.b == b.operation.b &&
+           a.operation.accumulate == b.operation.accumulate && a.operation.mn_major_a == b.operation.mn_major_a &&
+           a.operation.mn_major_b == b.operation.mn_major_b && !a.operation.a_registers == !b.operation.a_registers;
 }
 
 void meet(const Call& own, const void* where) {

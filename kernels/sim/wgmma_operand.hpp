@@ -1,5 +1,5 @@
-// The layouts that wgmma's shared memory descriptors stand for (PTX ISA, "Asynchronous warpgroup level matrix shared memory
-// layout").
+// The layouts that wgmma's shared memory descriptors stand for (PTX ISA, "Asynchronous warpgroup level matrix shared
+// memory layout").
 #pragma once
 
 #include "sim/warp_collective.hpp"

@@ -14,7 +14,8 @@ class Job {
     ~Job() = default;
 };
 
-// Offers the job to up to `threads` OS threads, the caller's included (0: one a core). Ignored while another job has them.
+// Offers the job to up to `threads` OS threads, the caller's included (0: one a core). Ignored while another job has
+// them.
 void ask_for_help(Job& job, int32_t threads);
 // Returns once no helper works on the job any more.
 void finish(Job& job);

@@ -4,6 +4,7 @@ pub mod cpu;
 pub mod gpu;
 
 use std::fmt;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use thiserror::Error;
@@ -162,12 +163,13 @@ pub trait Executable: Send {
     /// [`BackendError::Length`].
     fn read_f32(&self, value: ValueId, data: &mut [f32]) -> Result<(), BackendError>;
 
-    /// Reads a value at the full precision of the backend.
+    /// Reads a value at the full precision of the backend; NaN throughout if the device failed, which
+    /// [`Executable::finish`] tells.
     fn read_f64(&self, value: ValueId) -> Vec<f64> {
         let mut data = vec![0.0; self.plan().graph().shape(value).numel()];
         match self.read_f32(value, &mut data) {
             Ok(()) => data.into_iter().map(f64::from).collect(),
-            Err(_) => unreachable!("the slice has the value's length"),
+            Err(_) => vec![f64::NAN; data.len()],
         }
     }
 
@@ -183,11 +185,40 @@ pub trait Executable: Send {
     /// As [`Executable::write_param`].
     fn read_param(&self, store: Store, param: ParamId, data: &mut [f32]) -> Result<(), BackendError>;
 
-    /// Executes the plan once.
+    /// Executes the plan once. A device may return before it is done; reads wait for it.
     ///
     /// # Errors
-    /// If the device fails.
+    /// If the device fails. A failure of the run itself may come with a later call: at the latest with the next read or
+    /// with [`Executable::finish`].
     fn run(&mut self) -> Result<(), BackendError>;
+
+    /// Executes the plan `times` times, each run on the states that the one before left, without waiting in between.
+    ///
+    /// # Errors
+    /// As [`Executable::run`].
+    fn run_many(&mut self, times: usize) -> Result<(), BackendError> {
+        (0..times).try_for_each(|_| self.run())
+    }
+
+    /// Waits for all runs.
+    ///
+    /// # Errors
+    /// If one of them failed.
+    fn finish(&mut self) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    /// Time that the device spends on `times` runs, from the end of all work before them.
+    ///
+    /// # Errors
+    /// As [`Executable::finish`].
+    fn run_timed(&mut self, times: usize) -> Result<Duration, BackendError> {
+        self.finish()?;
+        let begin = Instant::now();
+        self.run_many(times)?;
+        self.finish()?;
+        Ok(begin.elapsed())
+    }
 
     /// Bytes that this executable holds, workspaces included.
     fn memory_bytes(&self) -> usize;

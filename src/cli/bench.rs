@@ -136,14 +136,10 @@ fn measure(args: &UnetArgs, n: usize, backend: &dyn Backend) -> Result<Row> {
 
 /// Milliseconds of each run, sorted, after a warm-up.
 fn time(exe: &mut dyn Executable, budget: Duration) -> Result<Vec<f64>> {
-    for _ in 0..2 {
-        exe.run()?;
-    }
+    exe.run_many(2)?;
     let (start, mut times) = (Instant::now(), Vec::new());
     while times.len() < 3 || (start.elapsed() < budget && times.len() < 1000) {
-        let begin = Instant::now();
-        exe.run()?;
-        times.push(begin.elapsed().as_secs_f64() * 1e3);
+        times.push(exe.run_timed(1)?.as_secs_f64() * 1e3);
     }
     times.sort_by(f64::total_cmp);
     Ok(times)

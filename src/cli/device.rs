@@ -3,7 +3,7 @@
 use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
 
-use crate::backend::{Backend, BackendError, Precision, cpu::Cpu};
+use crate::backend::{Backend, BackendError, Precision, cpu::Cpu, gpu::Gpu};
 use crate::reference::Reference;
 
 /// Where to run.
@@ -50,20 +50,31 @@ pub(super) struct DeviceArgs {
 impl DeviceArgs {
     /// The backend of the device.
     pub fn backend(&self) -> Result<Box<dyn Backend>, BackendError> {
-        let missing = |device: &str| {
-            Err(BackendError::Unavailable {
-                device: device.into(),
-                reason: "this build has no CUDA kernels; use --device cpu".into(),
-            })
-        };
         match self.device {
             Device::Ref => Ok(Box::new(Reference::new(self.precision))),
             Device::Cpu if self.precision != Precision::F32 => {
                 Err(BackendError::Precision { device: "cpu", precision: self.precision })
             }
             Device::Cpu => Ok(Box::new(Cpu::new(self.threads.map(usize::from))?)),
-            Device::Sim => missing("sim"),
-            Device::Cuda => missing("cuda"),
+            Device::Sim => self.sim(),
+            Device::Cuda => Ok(Box::new(Gpu::cuda(self.precision)?)),
         }
+    }
+
+    #[cfg(feature = "sim")]
+    fn sim(&self) -> Result<Box<dyn Backend>, BackendError> {
+        use crate::backend::gpu::driver::sim::{Options, Sim};
+        let options = Options { threads: self.threads.unwrap_or(0), ..Options::default() };
+        Ok(Box::new(Gpu::new(std::sync::Arc::new(Sim::new(options)), self.precision)))
+    }
+
+    #[cfg(not(feature = "sim"))]
+    fn sim(&self) -> Result<Box<dyn Backend>, BackendError> {
+        Err(BackendError::Unavailable {
+            device: "sim".into(),
+            reason:
+                "this build has no simulator; build one with cargo build --release --features sim, or use --device cpu"
+                    .into(),
+        })
     }
 }

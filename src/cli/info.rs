@@ -7,6 +7,8 @@ use std::process::ExitCode;
 use anyhow::Result;
 
 use crate::backend::cpu::{Cpu, isa};
+use crate::backend::gpu::driver::DriverError;
+use crate::backend::gpu::driver::cuda::{Cuda, DeviceInfo};
 use crate::backend::gpu::kernels;
 use crate::graph::{Region, cost};
 use crate::model::ModelFolder;
@@ -32,13 +34,14 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
     }
     let threads = Cpu::new(None)?.threads();
     let vectors = format!("{:?}", isa()).to_lowercase();
+    let gpu = Cuda::probe();
     let mut value = serde_json::json!({
         "version": env!("CARGO_PKG_VERSION"),
         "devices": {
             "ref": {"precision": "f64"},
             "cpu": {"precision": "f32", "threads": threads, "vectors": vectors},
-            "sim": null,
-            "cuda": null,
+            "sim": cfg!(feature = "sim").then(|| serde_json::json!({"precision": ["f32", "bf16"]})),
+            "cuda": cuda_report(&gpu),
         },
         "kernel_images": {
             "kernels": kernel_count(),
@@ -51,8 +54,9 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
         println!("warpdiff {}", env!("CARGO_PKG_VERSION"));
         println!("  ref   f64, naive: the yardstick");
         println!("  cpu   f32, {threads} threads, {vectors} kernels");
-        println!("  sim   not in this build");
-        println!("  cuda  not in this build");
+        let simulator = if cfg!(feature = "sim") { "the CUDA kernels, simulated" } else { "not in this build" };
+        println!("  sim   {simulator}");
+        println!("  cuda  {}", cuda_summary(&gpu));
         println!("CUDA kernels: {}", kernel_summary());
     }
     if let Some(path) = &args.model {
@@ -62,6 +66,54 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
         println!("{value:#}");
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The GPU, or what is missing; both, if the kernels do not run on it.
+fn cuda_report(gpu: &Result<DeviceInfo, DriverError>) -> serde_json::Value {
+    let info = match gpu {
+        Ok(info) => info,
+        Err(error) => return serde_json::json!({"available": false, "reason": error.to_string()}),
+    };
+    let reason = info.check().err().map(|e| e.to_string());
+    let ((major, minor), (cuda, point)) = (info.limits.compute_capability, info.driver_version);
+    serde_json::json!({
+        "available": reason.is_none(),
+        "reason": reason,
+        "name": info.limits.name,
+        "compute_capability": format!("{major}.{minor}"),
+        "multiprocessors": info.limits.multiprocessors,
+        "shared_bytes_per_block": info.limits.shared_bytes,
+        "memory_bytes": info.limits.memory_bytes,
+        "memory_bus_bits": info.memory_bus_bits,
+        "l2_bytes": info.l2_bytes,
+        "clock_khz": info.clock_khz,
+        "cuda": format!("{cuda}.{point}"),
+        "driver": info.driver_release,
+        "features": info.features(),
+        "precision": ["f32", "bf16"],
+    })
+}
+
+fn cuda_summary(gpu: &Result<DeviceInfo, DriverError>) -> String {
+    let info = match gpu {
+        Ok(info) => info,
+        Err(error) => return format!("not available: {error}"),
+    };
+    let ((major, minor), (cuda, point)) = (info.limits.compute_capability, info.driver_version);
+    let driver = info.driver_release.as_ref().map_or(String::new(), |release| format!(" {release}"));
+    let mut text = format!(
+        "{}, compute capability {major}.{minor}, {} multiprocessors at up to {} MHz, {:.1} GiB\n        driver{driver} for \
+         CUDA {cuda}.{point}; {}",
+        info.limits.name,
+        info.limits.multiprocessors,
+        info.clock_khz / 1000,
+        info.limits.memory_bytes as f64 / f64::from(1 << 30),
+        info.features().join(", ")
+    );
+    if let Err(error) = info.check() {
+        text += &format!("\n        not available: {error}");
+    }
+    text
 }
 
 fn kernel_count() -> usize {

@@ -165,8 +165,8 @@ fn draw_batch(sampler: &mut Sampler, first: usize, count: usize, progress: &mut 
     }
     let steps = sampler.steps() as u64;
     let done = first as u64 * steps;
-    let images = sampler.run(first..first + count, &mut |step, _| {
-        progress.at(done + (step as u64 + 1) * count as u64, "");
+    let images = sampler.draw(first..first + count, &mut |step| {
+        progress.at(done + (step * count) as u64, "");
         !interrupt::asked()
     });
     unless_stopped(images)
@@ -268,8 +268,11 @@ pub(super) fn frames(
             frames.push(images());
         }
         on_step(step, count);
-        !interrupt::asked()
-    })?;
+        !interrupt::asked() && frames.last().is_none_or(Result::is_ok)
+    });
+    // A frame that could not be fetched says why the run was stopped.
+    let frames: Result<Vec<_>, _> = frames.into_iter().collect();
+    let (mut frames, last) = (frames?, last?);
     frames.push(last);
     Ok(frames)
 }

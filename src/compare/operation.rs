@@ -48,6 +48,7 @@ impl Operation {
             }
         }
         exe.run()?;
+        exe.finish()?;
         Ok(self.results.iter().map(|&v| exe.read_f64(v)).collect())
     }
 }

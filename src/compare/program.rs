@@ -72,6 +72,7 @@ pub fn record(
     }
     let integers = write_inputs(exe.as_mut(), class, config.classes().unwrap_or(1), workload.seed)?;
     exe.run()?;
+    exe.finish()?;
     Ok(Recorded { exe, integers })
 }
 

@@ -79,6 +79,16 @@ impl Bins {
         Self { half_width, edge: 1.0 - 0.255 * half_width }
     }
 
+    /// Half the width of a bin.
+    pub fn half_width(&self) -> f64 {
+        self.half_width
+    }
+
+    /// Beyond this magnitude a value belongs to an outermost level, whose bin is open.
+    pub fn edge(&self) -> f64 {
+        self.edge
+    }
+
     /// -ln of the probability that N(mean, exp(log_variance)) falls into the bin of level `x`, at most
     /// -ln [`MIN_PROBABILITY`].
     pub fn negative_log_likelihood(&self, cdf: Cdf, x: f64, mean: f64, log_variance: f64) -> f64 {

@@ -45,7 +45,7 @@ pub use clip::Clip;
 pub use config::{DpmSolverOptions, FinalSigmas, SamplerKind, SchedulerConfig, SolverType};
 pub use error::{DiffusionError, Result};
 pub use loss::{LossWeighting, Objective};
-pub use objective::{Example, ExampleLoss, Real, TrainingObjective};
+pub use objective::{Example, ExampleLoss, LossScalars, Real, TrainingObjective};
 pub use parameterization::{Linear2, PredictionType};
 pub use posterior::Posterior;
 pub use respacing::Respaced;

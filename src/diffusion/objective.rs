@@ -2,10 +2,12 @@
 
 use std::f64::consts::LN_2;
 
+use super::decoder::Bins;
 use super::error::Result;
 use super::loss::{LossWeighting, Objective};
-use super::parameterization::PredictionType;
+use super::parameterization::{Linear2, PredictionType};
 use super::schedule::Schedule;
+use super::step_table::x0_coefficients;
 use super::variance::VarianceType;
 use super::vlb::Vlb;
 
@@ -74,6 +76,28 @@ pub struct ExampleLoss {
     pub vb: f64,
 }
 
+/// The scalars of one timestep that the loss is made of: what a kernel reads.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LossScalars {
+    /// The forward process: x_t from (x_0, eps).
+    pub forward: Linear2,
+    /// What the network is to predict, from (x_0, eps).
+    pub target: Linear2,
+    /// x_0 from (x_t, model output); read by the bound only.
+    pub x0: Linear2,
+    /// Factor of x_0 in the posterior's mean.
+    pub mean_x0: f64,
+    /// Log variance of the posterior.
+    pub posterior_log_variance: f64,
+    /// Log variance of the reverse step at v = -1, or the fixed one; not read if the network outputs the variance
+    /// itself.
+    pub log_min: f64,
+    /// The same at v = 1.
+    pub log_max: f64,
+    /// Weight of the squared error.
+    pub mse_weight: f64,
+}
+
 impl TrainingObjective {
     /// The objective of a model. `levels` is the number of grey levels of the data, for the decoder term.
     pub fn new(
@@ -102,6 +126,50 @@ impl TrainingObjective {
     /// Whether the network's output has variance channels.
     pub fn learned_variance(&self) -> bool {
         self.variance_type.is_learned()
+    }
+
+    /// How the variance of the reverse step is had.
+    pub fn variance_type(&self) -> VarianceType {
+        self.variance_type
+    }
+
+    /// Weight of the bound of one timestep in bits per dimension; 0 where the objective does not contain it.
+    pub fn bound_weight(&self) -> f64 {
+        self.objective.vb_weight(self.schedule.num_timesteps())
+    }
+
+    /// Whether the bound's gradient reaches the network's prediction.
+    pub fn bound_trains_mean(&self) -> bool {
+        self.objective.vb_trains_mean()
+    }
+
+    /// The grey levels of the decoder term.
+    pub fn bins(&self) -> Bins {
+        Bins::new(self.levels)
+    }
+
+    /// The scalars of timestep `t`.
+    ///
+    /// # Errors
+    /// Where [`example`](Self::example) refuses the timestep.
+    pub fn scalars(&self, t: usize) -> Result<LossScalars> {
+        Vlb::new(&self.schedule, self.prediction_type, self.variance_type, false, self.levels)?;
+        let alpha_bar = self.schedule.alpha_bar(t)?;
+        let x0 = if self.bound_weight() == 0.0 {
+            Linear2 { first: 0.0, second: 0.0 }
+        } else {
+            x0_coefficients(self.prediction_type, alpha_bar, t)?
+        };
+        Ok(LossScalars {
+            forward: Linear2 { first: alpha_bar.sqrt(), second: (1.0 - alpha_bar).sqrt() },
+            target: self.prediction_type.target(alpha_bar),
+            x0,
+            mean_x0: self.schedule.posterior_mean_coef1[t],
+            posterior_log_variance: self.schedule.posterior_log_variance_clipped[t],
+            log_min: self.variance_type.log_variance(&self.schedule, t, -1.0),
+            log_max: self.variance_type.log_variance(&self.schedule, t, 1.0),
+            mse_weight: self.objective.mse_weight() * self.weights[t],
+        })
     }
 
     /// The loss of one example; writes its gradient times `scale` to `dout`.

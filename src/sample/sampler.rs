@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::{LabelChoice, SampleError};
 use crate::backend::{Backend, Executable};
@@ -34,7 +35,10 @@ pub struct SampleOptions {
 
 /// Called after each step with its number and a function that fetches the images so far, `[N, C, H, W]`; returns whether to
 /// go on.
-pub type OnStep<'a> = dyn FnMut(usize, &dyn Fn() -> Vec<f32>) -> bool + 'a;
+pub type OnStep<'a> = dyn FnMut(usize, &dyn Fn() -> Result<Vec<f32>, SampleError>) -> bool + 'a;
+
+/// What [`Sampler::draw`] aims at between two looks at its caller.
+const GROUP: Duration = Duration::from_millis(200);
 
 /// A compiled sampling loop for batches of one size.
 pub struct Sampler {
@@ -118,8 +122,48 @@ impl Sampler {
     /// # Errors
     /// [`SampleError`]; samples that are not finite are an error, and so is being stopped by `on_step`.
     pub fn run(&mut self, indices: Range<usize>, on_step: &mut OnStep<'_>) -> Result<Vec<f32>, SampleError> {
+        self.begin(&indices)?;
         let count = indices.len();
-        if count > self.batch.n || indices.end > u32::MAX as usize {
+        for step in 0..self.steps() {
+            self.exe.run()?;
+            if !on_step(step, &|| self.images(count)) {
+                return Err(SampleError::Stopped);
+            }
+        }
+        self.result(indices)
+    }
+
+    /// Draws as [`Sampler::run`] does, but in groups of steps, through which the device runs without waiting for the host.
+    ///
+    /// `go_on` is called after each group, a few times a second, with the number of steps that are done; it returns whether
+    /// to go on.
+    ///
+    /// # Errors
+    /// As [`Sampler::run`].
+    pub fn draw(
+        &mut self,
+        indices: Range<usize>,
+        go_on: &mut dyn FnMut(usize) -> bool,
+    ) -> Result<Vec<f32>, SampleError> {
+        self.begin(&indices)?;
+        let (mut done, mut group) = (0, 1);
+        while done < self.steps() {
+            let begin = Instant::now();
+            let times = group.min(self.steps() - done);
+            self.exe.run_many(times)?;
+            self.exe.finish()?;
+            done += times;
+            if !go_on(done) {
+                return Err(SampleError::Stopped);
+            }
+            group = group_size(begin.elapsed() / times as u32);
+        }
+        self.result(indices)
+    }
+
+    /// Checks the indices and writes the inputs of their batch.
+    fn begin(&mut self, indices: &Range<usize>) -> Result<(), SampleError> {
+        if indices.len() > self.batch.n || indices.end > u32::MAX as usize {
             return Err(SampleError::Count(format!(
                 "samples {indices:?} do not fit a batch of {} with 32-bit indices",
                 self.batch.n
@@ -127,16 +171,14 @@ impl Sampler {
         }
         // A batch that is not full is filled up with the samples that would come next; each is independent of the others.
         let filled: Vec<u32> = (indices.start..indices.start + self.batch.n).map(|i| i as u32).collect();
-        self.start(&filled)?;
-        for step in 0..self.steps() {
-            self.exe.run()?;
-            if !on_step(step, &|| self.images(count)) {
-                return Err(SampleError::Stopped);
-            }
-        }
-        let images = self.images(count);
+        self.start(&filled)
+    }
+
+    /// The images after the last step.
+    fn result(&self, indices: Range<usize>) -> Result<Vec<f32>, SampleError> {
+        let images = self.images(indices.len())?;
         if let Some(at) = images.iter().position(|v| !v.is_finite()) {
-            let sample = indices.start + at / (images.len() / count.max(1));
+            let sample = indices.start + at / (images.len() / indices.len().max(1));
             return Err(SampleError::NotFinite { sample, step: self.steps() });
         }
         Ok(images)
@@ -168,12 +210,27 @@ impl Sampler {
     }
 
     /// The first `count` images of the current batch, NCHW.
-    fn images(&self, count: usize) -> Vec<f32> {
+    fn images(&self, count: usize) -> Result<Vec<f32>, SampleError> {
         let [c, h, w] = self.image_shape();
         let mut nhwc = vec![0.0; self.batch.numel(c)];
-        match self.exe.read_f32(self.program.x, &mut nhwc) {
-            Ok(()) => nhwc_to_nchw(&nhwc[..count * h * w * c], [count, c, h, w]),
-            Err(_) => unreachable!("the slice has the length of the state"),
-        }
+        self.exe.read_f32(self.program.x, &mut nhwc)?;
+        Ok(nhwc_to_nchw(&nhwc[..count * h * w * c], [count, c, h, w]))
+    }
+}
+
+/// How many steps of a duration make a group.
+fn group_size(step: Duration) -> usize {
+    (GROUP.as_secs_f64() / step.as_secs_f64().max(1e-6)).clamp(1.0, 1000.0) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_are_short_for_slow_steps_and_long_for_fast_ones() {
+        assert_eq!(group_size(Duration::from_secs(3)), 1);
+        assert_eq!(group_size(Duration::from_millis(10)), 20);
+        assert_eq!(group_size(Duration::ZERO), 1000);
     }
 }

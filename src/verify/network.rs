@@ -35,6 +35,7 @@ fn run_forward(
     exe.write_f32(program.t, &t.iter().map(|&t| t as f32).collect::<Vec<_>>())?;
     check.write_labels(exe.as_mut(), program.class)?;
     exe.run()?;
+    exe.finish()?;
     Ok((exe, program))
 }
 
@@ -108,6 +109,7 @@ pub(super) fn sample(case: &Case, check: Check, backend: &dyn Backend) -> Result
             exe.write_f32(z, &noise[step])?;
         }
         exe.run()?;
+        exe.finish()?;
         if let Some(at) = kept.iter().position(|&k| k == step) {
             let golden = &trajectory[at * n * c * h * w..][..n * c * h * w];
             let error = relative_error(&read(exe.as_ref(), program.x), golden);

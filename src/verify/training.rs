@@ -77,6 +77,7 @@ pub(super) fn gradients(case: &Case, check: Check, backend: &dyn Backend) -> Res
     exe.write_f32(inputs.t, &t)?;
     check.write_labels(exe.as_mut(), program.class)?;
     exe.run()?;
+    exe.finish()?;
 
     let tolerance = check.get("tol_rel_fp32")?;
     let out = nhwc_to_nchw(&exe.read_f64(program.out), [n, exe.plan().graph().shape(program.out).channels(), h, w]);
@@ -171,6 +172,7 @@ pub(super) fn steps(case: &Case, check: Check, backend: &dyn Backend) -> Result<
         let hyper = [h.lr, power(h.beta1), power(h.beta2), h.ema_decay].map(|v| v as f32);
         exe.write_f32(program.hyper, &hyper)?;
         exe.run()?;
+        exe.finish()?;
         let loss = (mean_loss(exe.as_ref(), &program) - losses[k]).abs() / losses[k].abs();
         worst = worst.worse(Measured::new(loss, loss_tolerance, format!("loss of step {k}")));
         let norm = (exe.read_f64(program.grad_norm)[0] - norms[k]).abs() / norms[k];

@@ -1,15 +1,22 @@
 //! Operations on the CUDA kernels, judged by the tolerance rule.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::{Case, cases, compare_on};
 use warpdiff::backend::gpu::Gpu;
 use warpdiff::backend::gpu::driver::Driver;
+use warpdiff::backend::gpu::driver::cuda::Cuda;
 use warpdiff::backend::gpu::driver::sim::{Async, Options, Schedule, Sim, Variant};
 use warpdiff::backend::{Backend, Precision};
 
-/// The simulator under three schedules; with `WARPDIFF_SIM=race` or `asan` one of its checking builds.
+/// The simulator under three schedules; with `WARPDIFF_SIM=race` or `asan` one of its checking builds, with
+/// `WARPDIFF_TEST_DEVICE=cuda` the GPU.
 pub fn devices() -> Vec<Arc<dyn Driver>> {
+    match std::env::var("WARPDIFF_TEST_DEVICE").as_deref() {
+        Ok("cuda") => return vec![gpu()],
+        Ok(other) if other != "sim" => panic!("WARPDIFF_TEST_DEVICE is {other:?}, neither sim nor cuda"),
+        _ => {}
+    }
     let variant = match std::env::var("WARPDIFF_SIM").as_deref() {
         Ok("race") => Some(Variant::Race),
         Ok("asan") => Some(Variant::Asan),
@@ -25,6 +32,12 @@ pub fn devices() -> Vec<Arc<dyn Driver>> {
         Arc::new(Sim::new(Options { schedule, asynchronous, seed: 7, threads: 0 })) as Arc<dyn Driver>
     };
     schedules.map(sim).into()
+}
+
+/// The GPU, opened once: making its context takes longer than most tests.
+fn gpu() -> Arc<dyn Driver> {
+    static GPU: OnceLock<Arc<Cuda>> = OnceLock::new();
+    GPU.get_or_init(|| Arc::new(Cuda::open().unwrap())).clone()
 }
 
 /// Checks an operation, with its gradients where `gradients` is set, in one precision on every device.

@@ -2,6 +2,7 @@
 #![allow(dead_code)] // Each test binary uses a part.
 
 pub mod cases;
+pub mod device;
 pub mod gpu;
 pub mod memory;
 pub mod models;

@@ -1,4 +1,4 @@
-//! Planted bugs: each must be reported, with text that names it and its place; correct kernels must pass the same checks.
+//! Planted bugs: each must be reported, with text that names it and its place; correct kernels must pass the checks.
 
 use crate::ffi::*;
 use crate::hopper::{Pipeline, store_args};
@@ -20,6 +20,12 @@ fn threads(block: u32) -> Shape {
 }
 
 const PLAIN: Config = Config { threads: 1, schedule: FIFO, async_mode: EAGER, seed: 1 };
+
+/// The linked simulator once, and every configuration on the race detector's: looking lines up in it is faster.
+fn everywhere() -> Vec<(Simulator, Config)> {
+    let checked = configs().into_iter().map(|config| (race(), config));
+    [(linked(), PLAIN)].into_iter().chain(checked).collect()
+}
 
 #[test]
 fn missing_barrier() {
@@ -63,7 +69,10 @@ fn stage_released_early() {
     assert!(wrong);
     let sim = race();
     let result = Pipeline::new(&sim).run(&sim, "bug_early_release", PLAIN);
-    assert_report(result, &["RACE on shared_memory+", "a write by a TMA load", "a read by wgmma of warpgroup", "pipeline.cu:"]);
+    assert_report(
+        result,
+        &["RACE on shared_memory+", "a write by a TMA load", "a read by wgmma of warpgroup", "pipeline.cu:"],
+    );
 }
 
 #[test]
@@ -83,7 +92,10 @@ fn operands_written_by_threads() {
     let sim = race();
     let c = sim.poisoned::<f32>(64 * 8);
     let result = sim.run("bug_operands_without_barrier", Shape { grid: 1, block: 128, shared: 4096 }, &c.at(), PLAIN);
-    assert_report(result, &["RACE on shared_memory+", "a read by wgmma of warpgroup 0", "a write by thread", "pipeline.cu:"]);
+    assert_report(
+        result,
+        &["RACE on shared_memory+", "a read by wgmma of warpgroup 0", "a write by thread", "pipeline.cu:"],
+    );
 }
 
 #[test]
@@ -126,7 +138,10 @@ fn write_past_dynamic_shared_memory() {
     let run = |count| sim.run("bug_dynamic_shared_overrun", shape, &ArrayArgs { x: NULL, y: NULL, count }, PLAIN);
     run(936).unwrap();
     // Just behind the end: the canary. Further: the guard page, with the line.
-    assert_report(run(937), &["bug_dynamic_shared_overrun", "past the end of dynamic shared memory", "byte 1000 of 1000"]);
+    assert_report(
+        run(937),
+        &["bug_dynamic_shared_overrun", "past the end of dynamic shared memory", "byte 1000 of 1000"],
+    );
     assert_report(run(1500), &["invalid write", "tests/bugs.cu:"]);
 }
 
@@ -138,7 +153,13 @@ fn write_past_global_memory() {
     run(0).unwrap();
     assert_report(
         run(1),
-        &["bug_global_overrun", "thread (63,0,0)", "invalid write", "byte 256 of an allocation of 256", "tests/bugs.cu:"],
+        &[
+            "bug_global_overrun",
+            "thread (63,0,0)",
+            "invalid write",
+            "byte 256 of an allocation of 256",
+            "tests/bugs.cu:",
+        ],
     );
     // The simulator goes on after a fault.
     run(0).unwrap();
@@ -149,24 +170,30 @@ fn divergent_barrier() {
     let result = linked().run("bug_divergent_barrier", threads(64), &ArrayArgs { x: NULL, y: NULL, count: 0 }, PLAIN);
     assert_report(
         result,
-        &["DEADLOCK", "threads 0-31: __syncthreads at kernels/sim/tests/bugs.cu:", "threads 32-63: named barrier at kernels/"],
+        &[
+            "DEADLOCK",
+            "threads 0-31: __syncthreads at kernels/sim/tests/bugs.cu:",
+            "threads 32-63: named barrier at kernels/",
+        ],
     );
 }
 
 #[test]
 fn mbarrier_deadlock() {
-    let sim = linked();
-    for config in configs() {
+    for (sim, config) in everywhere() {
         let result = Pipeline::new(&sim).run(&sim, "bug_mbarrier_deadlock", config);
-        assert_report(result, &["DEADLOCK", "threads 0-0: mbarrier at shared_memory+", "1 of 2 arrivals", "pipeline.cu:", "exited"]);
+        assert_report(
+            result,
+            &["DEADLOCK", "threads 0-0: mbarrier at shared_memory+", "1 of 2 arrivals", "pipeline.cu:", "exited"],
+        );
     }
 }
 
 #[test]
 fn missing_copy_wait() {
-    let sim = linked();
-    let (a, b) = (sim.upload(&random_bf16(4096, 1)), sim.upload(&random_bf16(4096, 2)));
-    for config in configs() {
+    let late = Config { async_mode: LATE, ..PLAIN };
+    for (sim, config) in everywhere().into_iter().chain([(linked(), late)]) {
+        let (a, b) = (sim.upload(&random_bf16(4096, 1)), sim.upload(&random_bf16(4096, 2)));
         let c = sim.poisoned::<f32>(4096);
         let args = MatrixArgs { a: a.at(), b: b.at(), c: c.at() };
         let result = sim.run("bug_missing_copy_wait", threads(128), &args, config);
@@ -179,9 +206,8 @@ fn missing_copy_wait() {
 
 #[test]
 fn divergent_warp_collective() {
-    let sim = linked();
-    let y = sim.poisoned::<f32>(64);
-    for config in configs() {
+    for (sim, config) in everywhere() {
+        let y = sim.poisoned::<f32>(64);
         let args = ArrayArgs { x: NULL, y: y.at(), count: 0 };
         let result = sim.run("bug_divergent_collective", threads(64), &args, config);
         assert_report(result, &["divergent warp collective", "shuffle", "__syncwarp", "tests/bugs.cu:"]);

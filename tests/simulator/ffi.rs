@@ -1,4 +1,4 @@
-//! A small safe interface to the simulator's C ABI (kernels/sim/abi.h): the linked library or a variant opened at run time.
+//! A small safe interface to the C ABI of the simulator (kernels/sim/abi.h): the linked library or an opened variant.
 
 use std::ffi::{CString, c_char, c_void};
 
@@ -28,16 +28,8 @@ pub fn configs() -> Vec<Config> {
     (0..9).map(|i| Config::new(i % 3, i / 3, 11 + i as u64)).collect()
 }
 
-type Launch = unsafe extern "C" fn(
-    i32,
-    *const u32,
-    *const u32,
-    *const u32,
-    u32,
-    *const c_void,
-    usize,
-    *const Config,
-) -> i32;
+type Launch =
+    unsafe extern "C" fn(i32, *const u32, *const u32, *const u32, u32, *const c_void, usize, *const Config) -> i32;
 type TensorMapTiled = unsafe extern "C" fn(
     *mut c_void,
     i32,
@@ -167,7 +159,9 @@ pub fn open(path: &str) -> Simulator {
     unsafe {
         use std::mem::transmute;
         Simulator {
-            find_kernel: transmute::<*mut c_void, unsafe extern "C" fn(*const c_char) -> i32>(symbol("sim_find_kernel")),
+            find_kernel: transmute::<*mut c_void, unsafe extern "C" fn(*const c_char) -> i32>(symbol(
+                "sim_find_kernel",
+            )),
             launch: transmute::<*mut c_void, Launch>(symbol("sim_launch")),
             last_error: transmute::<*mut c_void, unsafe extern "C" fn(*mut c_char, usize) -> usize>(symbol(
                 "sim_last_error",

@@ -70,8 +70,7 @@ fn tiled_loads_of_every_rank_with_halo_and_strides() {
         let data = random_bf16(dimensions.iter().product::<u64>() as usize, 7);
         let tensor = sim.upload(&data);
         let map = sim.tiled(tensor.at(), &Tiled { dimensions, box_size, element_strides, swizzle }).unwrap();
-        let copied: Vec<usize> =
-            box_size.iter().zip(element_strides).map(|(b, s)| b.div_ceil(*s) as usize).collect();
+        let copied: Vec<usize> = box_size.iter().zip(element_strides).map(|(b, s)| b.div_ceil(*s) as usize).collect();
         let expected: Vec<u16> = (0..copied.iter().product())
             .map(|mut i| {
                 let position: Vec<i64> = (0..copied.len())
@@ -98,15 +97,18 @@ fn im2col_loads_are_the_rows_of_an_unfolded_convolution() {
     for stride in [1u32, 2] {
         let (out_h, out_w) = ((h as u32).div_ceil(stride), (w as u32).div_ceil(stride));
         let map = sim
-            .im2col(tensor.at(), &Im2col {
-                dimensions: &[c, w, h, n],
-                lower: &[-1, -1],
-                upper: &[-1, -1],
-                channels: c as u32,
-                pixels: 24,
-                element_strides: &[1, stride, stride, 1],
-                swizzle: SWIZZLE_128,
-            })
+            .im2col(
+                tensor.at(),
+                &Im2col {
+                    dimensions: &[c, w, h, n],
+                    lower: &[-1, -1],
+                    upper: &[-1, -1],
+                    channels: c as u32,
+                    pixels: 24,
+                    element_strides: &[1, stride, stride, 1],
+                    swizzle: SWIZZLE_128,
+                },
+            )
             .unwrap();
         for (tap_w, tap_h) in [(0, 0), (2, 1), (1, 2)] {
             // Output pixels from number 5 on; those past the last image read zeros.
@@ -130,15 +132,18 @@ fn im2col_loads_are_the_rows_of_an_unfolded_convolution() {
     }
     // One spatial dimension, taps 0 to 2 without padding: base pixels 0 to w - 3.
     let map = sim
-        .im2col(tensor.at(), &Im2col {
-            dimensions: &[c, w, n],
-            lower: &[0],
-            upper: &[-2],
-            channels: 16,
-            pixels: 7,
-            element_strides: &[1, 1, 1],
-            swizzle: SWIZZLE_NONE,
-        })
+        .im2col(
+            tensor.at(),
+            &Im2col {
+                dimensions: &[c, w, n],
+                lower: &[0],
+                upper: &[-2],
+                channels: 16,
+                pixels: 7,
+                element_strides: &[1, 1, 1],
+                swizzle: SWIZZLE_NONE,
+            },
+        )
         .unwrap();
     let expected: Vec<u16> = (3..10i64)
         .flat_map(|p| (16..32).map(move |channel| (p, channel)))
@@ -198,8 +203,11 @@ fn warpgroup_products_in_every_operand_layout() {
             };
             sim.tiled(base, &t).unwrap()
         };
-        let map_b =
-            if mn_major_b { matrix(buffer_b.at(), 64, n as u64, 64) } else { matrix(buffer_b.at(), n as u64, 64, n as u32) };
+        let map_b = if mn_major_b {
+            matrix(buffer_b.at(), 64, n as u64, 64)
+        } else {
+            matrix(buffer_b.at(), n as u64, 64, n as u32)
+        };
         for config in configs() {
             let c = sim.poisoned::<f32>(64 * n);
             let args = WgmmaArgs { a: matrix(buffer_a.at(), 64, 64, 64), b: map_b, c: c.at() };

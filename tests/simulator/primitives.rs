@@ -59,7 +59,8 @@ fn bf16_rounds_to_nearest_even_and_keeps_nan() {
     let mut rng = StdRng::seed_from_u64(1);
     let mut input: Vec<f32> = (0..4096).map(|_| f32::from_bits(rng.random())).collect();
     // Ties, the largest finite value, infinities, zeros, NaN with an empty upper half, subnormals.
-    let special = [0x3f80_8000, 0x3f81_8000, 0x7f7f_ffff, 0x7f80_0000, 0xff80_0000, 0x8000_0000, 0x7f80_0001, 0x0000_8001];
+    let special =
+        [0x3f80_8000, 0x3f81_8000, 0x7f7f_ffff, 0x7f80_0000, 0xff80_0000, 0x8000_0000, 0x7f80_0001, 0x0000_8001];
     input[..8].copy_from_slice(&special.map(f32::from_bits));
     let sim = linked();
     let (x, y) = (sim.upload(&input), sim.poisoned::<f32>(input.len()));
@@ -111,8 +112,13 @@ fn shuffles_votes_and_atomics() {
     let sim = linked();
     for config in configs() {
         let y = sim.upload(&[0u32; 36]);
-        sim.run("test_warp", Shape { grid: 1, block: 64, shared: 0 }, &ArrayArgs { x: NULL, y: y.at(), count: 0 }, config)
-            .unwrap();
+        sim.run(
+            "test_warp",
+            Shape { grid: 1, block: 64, shared: 0 },
+            &ArrayArgs { x: NULL, y: y.at(), count: 0 },
+            config,
+        )
+        .unwrap();
         for lane in 0..32u32 {
             let expected = if lane < 16 { (lane + 1).min(15) } else { lane ^ 1 };
             assert_eq!(y.values()[lane as usize], expected);

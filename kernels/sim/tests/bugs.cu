@@ -33,13 +33,9 @@ KERNEL(bug_static_shared_overrun, ArrayArgs, 64) {
     static_cast<float*>(args.y)[threadIdx.x] = scratch[threadIdx.x ^ 1];
 }
 
-KERNEL(bug_global_overrun, ArrayArgs, 64) {
-    static_cast<float*>(args.y)[threadIdx.x + args.count] = 1.0f;
-}
+KERNEL(bug_global_overrun, ArrayArgs, 64) { static_cast<float*>(args.y)[threadIdx.x + args.count] = 1.0f; }
 
-KERNEL(bug_global_race, ArrayArgs, 64) {
-    static_cast<uint32_t*>(args.y)[threadIdx.x / 2] = threadIdx.x;
-}
+KERNEL(bug_global_race, ArrayArgs, 64) { static_cast<uint32_t*>(args.y)[threadIdx.x / 2] = threadIdx.x; }
 
 KERNEL(bug_divergent_barrier, ArrayArgs, 64) {
     if (threadIdx.x < 32) {

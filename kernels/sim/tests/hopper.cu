@@ -64,7 +64,8 @@ struct WgmmaArgs {
 
 enum class OperandA { shared, shared_mn_major, registers };
 
-template <int N, OperandA A, bool MN_MAJOR_B, bool FENCED = true> __device__ void multiply_tiles(const WgmmaArgs& args) {
+template <int N, OperandA A, bool MN_MAJOR_B, bool FENCED = true>
+__device__ void multiply_tiles(const WgmmaArgs& args) {
     constexpr uint32_t A_BYTES = 64 * 64 * 2, B_BYTES = N * 64 * 2;
     unsigned char *const a = shared_memory, *const b = shared_memory + A_BYTES;
     auto* arrived = reinterpret_cast<uint64_t*>(shared_memory + A_BYTES + B_BYTES);

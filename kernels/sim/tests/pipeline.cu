@@ -37,7 +37,8 @@ template <Bug BUG> __device__ void multiply_tiles(const PipelineArgs& args, Pipe
     for (int tile = 0; tile < tiles; ++tile) {
         const int stage = tile % STAGES, phase = tile / STAGES % 2;
         mbarrier_wait(&memory.full[stage], phase);
-        const uint32_t a = shared_address(memory.a[stage]) + half * 64 * TILE_K * 2, b = shared_address(memory.b[stage]);
+        const uint32_t a = shared_address(memory.a[stage]) + half * 64 * TILE_K * 2,
+                       b = shared_address(memory.b[stage]);
         wgmma_fence();
 #pragma unroll
         for (int k = 0; k < TILE_K * 2; k += 32) {

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use half::bf16;
 
@@ -218,6 +219,15 @@ impl Executable for GpuExecutable {
 
     fn run(&mut self) -> Result<(), BackendError> {
         self.recording.replay().map_err(|e| self.device_error(e))
+    }
+
+    fn finish(&mut self) -> Result<(), BackendError> {
+        self.driver.synchronize().map_err(|e| self.device_error(e))
+    }
+
+    fn run_timed(&mut self, times: usize) -> Result<Duration, BackendError> {
+        let mut replay = || (0..times).try_for_each(|_| self.recording.replay());
+        self.driver.elapsed(&mut replay).map_err(|e| self.device_error(e))
     }
 
     fn memory_bytes(&self) -> usize {

@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use super::{Backend, BackendError, Executable, Precision};
 use crate::graph::Plan;
+use driver::cuda::Cuda;
 use driver::{Driver, DriverError};
 
 /// A device with its kernels.
@@ -27,6 +28,15 @@ impl Gpu {
     /// A device and the type of its activations.
     pub fn new(driver: Arc<dyn Driver>, precision: Precision) -> Self {
         Self { driver, precision }
+    }
+
+    /// The first NVIDIA GPU.
+    ///
+    /// # Errors
+    /// [`BackendError::Unavailable`] if there is no driver, no GPU that the kernels run on, or no kernels in this build.
+    pub fn cuda(precision: Precision) -> Result<Self, BackendError> {
+        let cuda = Cuda::open().map_err(|e| backend_error("cuda", e))?;
+        Ok(Self::new(Arc::new(cuda), precision))
     }
 
     /// The device.

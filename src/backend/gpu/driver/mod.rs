@@ -1,9 +1,12 @@
 //! What a device must be able to do: memory, launches, and recorded launches that replay as one.
 //!
-//! Launch code, plans and loops know only this trait. [`sim`] runs the kernels on the CPU.
+//! Launch code, plans and loops know only this trait. [`cuda`] drives a GPU, `sim` runs the kernels on the CPU.
 
+pub mod cuda;
 #[cfg(feature = "sim")]
 pub mod sim;
+
+use std::time::{Duration, Instant};
 
 use bytemuck::{Pod, Zeroable};
 use thiserror::Error;
@@ -164,6 +167,18 @@ pub trait Driver: Send + Sync {
     /// # Errors
     /// What the device says, failed launches included.
     fn synchronize(&self) -> Result<(), DriverError>;
+
+    /// Time that the device spends on what `work` enqueues, from the end of all work before it.
+    ///
+    /// # Errors
+    /// What `work` or the device says.
+    fn elapsed(&self, work: &mut dyn FnMut() -> Result<(), DriverError>) -> Result<Duration, DriverError> {
+        self.synchronize()?;
+        let begin = Instant::now();
+        work()?;
+        self.synchronize()?;
+        Ok(begin.elapsed())
+    }
 }
 
 /// Launches that replay as one: a CUDA graph, or a list.

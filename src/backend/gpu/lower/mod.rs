@@ -1,10 +1,17 @@
 //! From a plan to launches: one function a kernel family, each a pure function of the node and its addresses.
 
+mod attention;
+mod conv;
+mod diffusion;
 mod elementwise;
 mod embedding;
 mod fast_divide;
 mod image;
+mod linear;
 mod norm;
+mod optim;
+mod sampling;
+mod tiles;
 
 use bytemuck::Pod;
 
@@ -46,8 +53,6 @@ impl Addresses {
 /// A launch whose kernel is not loaded yet.
 #[derive(Clone, Debug)]
 pub(super) struct Planned {
-    /// Position of its node.
-    pub node: usize,
     /// Name of the kernel.
     pub kernel: String,
     /// How many threads.
@@ -72,9 +77,9 @@ pub(super) struct Lowered {
 /// # Errors
 /// [`BackendError::Device`] for an operation that has no kernel.
 pub(super) fn lower(plan: &Plan, limits: &DeviceLimits, addresses: Addresses) -> Result<Lowered, BackendError> {
-    let mut ctx = Lowering { plan, limits, addresses, node: 0, scratch_used: 0, lowered: Lowered::default() };
-    for (index, node) in plan.graph().nodes().iter().enumerate() {
-        (ctx.node, ctx.scratch_used) = (index, 0);
+    let mut ctx = Lowering { plan, limits, addresses, scratch_used: 0, lowered: Lowered::default() };
+    for node in plan.graph().nodes() {
+        ctx.scratch_used = 0;
         dispatch(&mut ctx, node)?;
     }
     Ok(ctx.lowered)
@@ -82,6 +87,7 @@ pub(super) fn lower(plan: &Plan, limits: &DeviceLimits, addresses: Addresses) ->
 
 fn dispatch(ctx: &mut Lowering, node: &Node) -> Result<(), BackendError> {
     match &node.op {
+        Op::Attention { .. } | Op::AttentionGrad { .. } => attention::lower(ctx, node),
         Op::Silu | Op::SiluGrad | Op::Add | Op::Affine { .. } | Op::ToAct | Op::RepeatBatch => {
             elementwise::lower(ctx, node)
         }
@@ -100,7 +106,11 @@ fn dispatch(ctx: &mut Lowering, node: &Node) -> Result<(), BackendError> {
             embedding::lower(ctx, node)
         }
         Op::GroupNorm(_) | Op::GroupNormGrad(_) => norm::lower(ctx, node),
-        op => Err(missing(op)),
+        Op::Conv2d(..) | Op::ConvDgrad { .. } | Op::ConvWgrad { .. } => conv::lower(ctx, node),
+        Op::Linear(_) | Op::LinearDgrad { .. } | Op::LinearWgrad { .. } => linear::lower(ctx, node),
+        Op::Noising(_) | Op::DiffusionLoss { .. } => diffusion::lower(ctx, node),
+        Op::SamplerStep(_) | Op::StepTimestep { .. } | Op::Advance => sampling::lower(ctx, node),
+        Op::GlobalNorm | Op::AdamW(_) => optim::lower(ctx, node),
     }
 }
 
@@ -114,7 +124,6 @@ pub(super) struct Lowering<'a> {
     plan: &'a Plan,
     limits: &'a DeviceLimits,
     addresses: Addresses,
-    node: usize,
     scratch_used: usize,
     lowered: Lowered,
 }
@@ -227,7 +236,7 @@ impl Lowering<'_> {
     /// Appends a launch.
     pub fn launch<A: Pod>(&mut self, kernel: &str, grid: [u32; 3], block: u32, shared: u32, args: &A) {
         let config = Config { grid, block, cluster: 1, shared };
-        let planned = Planned { node: self.node, kernel: kernel.to_string(), config, args: Args::new(args) };
+        let planned = Planned { kernel: kernel.to_string(), config, args: Args::new(args) };
         self.lowered.launches.push(planned);
     }
 }

@@ -1,0 +1,126 @@
+// The sampling step of every sampler, and the step counter:
+//     x_0    = clip(c_x0x x_t + c_x0m model)
+//     x_next = a x_t + b x_0 + e model + p x0_prev + std z
+// with guidance, a learned variance, the noise and both results in one pass (src/diffusion/step_table.rs).
+//
+// Shapes: x, x0_prev, z, x_next, x0 [N,H,W,C] in f32, model [N or 2N,H,W,C or 2C] in the activation type, step [1].
+// Results may lie on x and x0_prev: a thread reads its four elements before it writes them. Layout: dense NHWC. Shared
+// memory: none.
+// Limit: bytes. Floor: 16 bytes an element and the model's, against about 10 f64 operations (30 more for a learned
+// variance) and, in steps with noise, a quarter of a Philox call.
+
+#include "diffusion/step_row.cuh"
+#include "diffusion/variance.cuh"
+
+enum class Clip : uint32_t { none, range, dynamic };
+
+struct SamplerStepArgs {
+    const float* x;
+    const float* x0_prev;
+    const uint32_t* step;
+    const uint32_t* sample_index;
+    const uint32_t* key;
+    const float* z;  // or null: drawn here
+    const StepRow* rows;
+    const double* scales;  // divisors of dynamic thresholding, [N]
+    float* x_next;
+    float* x0;
+    ModelOutput model;
+    double range;  // of the clip
+    ImageLayout layout;
+    uint32_t steps;
+    uint32_t blocks_per_image;
+    Clip clip;
+    Variance variance;
+};
+
+struct StepTimestepArgs {
+    const uint32_t* step;
+    const StepRow* rows;
+    float* t;
+    uint32_t steps;
+    uint32_t batch;
+};
+
+struct AdvanceArgs {
+    const uint32_t* step;
+    uint32_t* next;
+};
+
+namespace {
+
+// A NaN stays one.
+__device__ double clamped(double x, double limit) { return x < -limit ? -limit : x > limit ? limit : x; }
+
+__device__ double clipped(Clip clip, double x0, double range, double scale) {
+    if (clip == Clip::none) return x0;
+    return clip == Clip::range ? clamped(x0, range) : clamped(x0, scale) / scale;
+}
+
+__device__ double noise_std(const StepRow& row, Variance variance, double v) {
+    if (variance == Variance::fixed) return row.s;
+    if (variance == Variance::direct) return sqrt(v);
+    return exp(0.5 * interpolate_log_variance(v, row.log_min, row.log_max));
+}
+
+template <class T>
+__device__ void sampler_step(const SamplerStepArgs& args) {
+    const Quad quad = quad_of_thread(args.blocks_per_image, args.layout.elements);
+    if (quad.count == 0) return;
+    const bool whole = args.layout.whole;
+    const uint32_t step = *args.step;
+    float x[QUAD], x0[QUAD] = {};
+    if (step >= args.steps) {
+        for (int i = 0; i < QUAD; i++) x[i] = not_a_number();
+        store_quad<float>(args.x_next, quad, whole, x);
+        store_quad<float>(args.x0, quad, whole, x);
+        return;
+    }
+    const StepRow row = args.rows[step];
+    const double scale = args.clip == Clip::dynamic ? args.scales[quad.image] : 1.0;
+    double model[QUAD];
+    load_quad<float>(args.x, quad, whole, x);
+    load_model<T>(args.model, args.layout, quad, model);
+    // Guarded, as the previous x_0 of a first step is not written yet.
+    if (row.p != 0.0) load_quad<float>(args.x0_prev, quad, whole, x0);
+    float z[QUAD] = {}, v[QUAD] = {};
+    if (row.noise != 0.0) {
+        if (args.z) {
+            load_quad<float>(args.z, quad, whole, z);
+        } else {
+            const uint32_t sample = args.sample_index[quad.image];
+            normals4(random_words(load_key(args.key), stream::sampler_noise, sample, step, quad.index), z);
+        }
+        // Only the prediction is guided; the variance stays the conditional one.
+        if (args.variance != Variance::fixed) {
+            const Strided places = strided(quad, args.layout.elements, args.layout.channels, args.model.channels);
+            load_strided<T>(args.model.data, quad, places, args.layout.channels, v);
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < QUAD; i++) {
+        const double estimate = clipped(args.clip, row.c_x0x * x[i] + row.c_x0m * model[i], args.range, scale);
+        double x_next = row.a * x[i] + row.b * estimate + row.e * model[i] + row.p * x0[i];
+        if (row.noise != 0.0) x_next += noise_std(row, args.variance, v[i]) * z[i];
+        x[i] = float(x_next);
+        x0[i] = float(estimate);
+    }
+    store_quad<float>(args.x_next, quad, whole, x);
+    store_quad<float>(args.x0, quad, whole, x0);
+}
+
+}  // namespace
+
+KERNEL(sampler_step_f32, SamplerStepArgs, 128) { sampler_step<float>(args); }
+KERNEL(sampler_step_bf16, SamplerStepArgs, 128) { sampler_step<bf16>(args); }
+
+KERNEL(step_timestep, StepTimestepArgs, 128) {
+    const uint32_t sample = blockIdx.x * blockDim.x + threadIdx.x;
+    if (sample >= args.batch) return;
+    const uint32_t step = *args.step;
+    args.t[sample] = step < args.steps ? float(args.rows[step].timestep) : not_a_number();
+}
+
+KERNEL(advance, AdvanceArgs, 32) {
+    if (threadIdx.x == 0) *args.next = *args.step + 1;
+}

@@ -1,0 +1,112 @@
+//! Recorded launches: a CUDA graph, or with `WARPDIFF_SYNC=1` a list.
+
+use std::sync::Arc;
+
+use cudarc::driver::{result, sys};
+
+use super::api::{Stream, checked};
+use super::modules::Function;
+use super::{Inner, Recording};
+use crate::backend::gpu::driver::DriverError;
+use crate::backend::gpu::launch::Launch;
+
+/// Launches as one CUDA graph.
+pub(super) struct Replay {
+    inner: Arc<Inner>,
+    graph: sys::CUgraphExec,
+}
+
+// SAFETY: the handle belongs to the context, which `replay` makes current on whatever thread it runs.
+unsafe impl Send for Replay {}
+
+impl Replay {
+    /// Captures the launches in order and prepares the graph on the device.
+    ///
+    /// # Safety
+    /// As for each launch, at every replay.
+    pub unsafe fn capture(inner: &Arc<Inner>, launches: &[Launch]) -> Result<Self, DriverError> {
+        inner.bind()?;
+        // Attributes and lazily loaded functions come first: a capture should hold launches only.
+        let functions = launches.iter().map(|l| inner.prepare(l)).collect::<Result<Vec<_>, _>>()?;
+        // A stream of its own, so that work of other threads does not end up in the graph.
+        let stream = Stream::new()?;
+        // SAFETY: the stream is alive; the launches are the caller's.
+        let graph = unsafe { capture(inner, &stream, &functions, launches)? };
+        // SAFETY: the graph was just captured, and its instance does not need it.
+        let (instance, _) = unsafe {
+            let none = sys::CUgraphInstantiate_flags(0);
+            (checked("cuGraphInstantiate", result::graph::instantiate(graph, none)), result::graph::destroy(graph))
+        };
+        let replay = Self { inner: Arc::clone(inner), graph: instance? };
+        // SAFETY: both are alive.
+        checked("cuGraphUpload", unsafe { result::graph::upload(replay.graph, inner.stream.raw()) })?;
+        Ok(replay)
+    }
+}
+
+/// # Safety
+/// As [`Replay::capture`].
+unsafe fn capture(
+    inner: &Inner,
+    stream: &Stream,
+    functions: &[Function],
+    launches: &[Launch],
+) -> Result<sys::CUgraph, DriverError> {
+    let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+    // SAFETY: the stream is alive.
+    checked("cuStreamBeginCapture", unsafe { result::stream::begin_capture(stream.raw(), mode) })?;
+    let launched = functions.iter().zip(launches).try_for_each(|(function, launch)| {
+        // SAFETY: the caller's.
+        unsafe { inner.enqueue(*function, launch, stream.raw()) }
+    });
+    // SAFETY: the stream is capturing; a capture must be ended even if a launch was refused.
+    let graph = checked("cuStreamEndCapture", unsafe { result::stream::end_capture(stream.raw()) });
+    match (launched, graph) {
+        (Ok(()), graph) => graph,
+        (Err(e), graph) => {
+            if let Ok(graph) = graph {
+                // SAFETY: just captured, and not used.
+                let _ = unsafe { result::graph::destroy(graph) };
+            }
+            Err(e)
+        }
+    }
+}
+
+impl Recording for Replay {
+    fn replay(&self) -> Result<(), DriverError> {
+        self.inner.bind()?;
+        // SAFETY: both are alive; what the kernels touch was promised when the launches were recorded.
+        checked("cuGraphLaunch", unsafe { result::graph::launch(self.graph, self.inner.stream.raw()) })
+    }
+}
+
+impl Drop for Replay {
+    fn drop(&mut self) {
+        if self.inner.bind().is_ok() {
+            // SAFETY: instantiated by `capture`; the driver keeps it until replays that are under way are done.
+            let _ = unsafe { result::graph::exec_destroy(self.graph) };
+        }
+    }
+}
+
+/// Launches that are enqueued and waited for one by one.
+pub(super) struct OneByOne {
+    inner: Arc<Inner>,
+    launches: Vec<Launch>,
+}
+
+impl OneByOne {
+    pub fn new(inner: &Arc<Inner>, launches: Vec<Launch>) -> Self {
+        Self { inner: Arc::clone(inner), launches }
+    }
+}
+
+impl Recording for OneByOne {
+    fn replay(&self) -> Result<(), DriverError> {
+        self.launches.iter().try_for_each(|launch| {
+            // SAFETY: what the kernels touch was promised when the launches were recorded.
+            unsafe { self.inner.launch(launch) }
+        })
+    }
+}
