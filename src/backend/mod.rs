@@ -6,7 +6,7 @@ pub mod gpu;
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::graph::{ParamId, Plan, ValueId};
@@ -15,7 +15,7 @@ use crate::graph::{ParamId, Plan, ValueId};
 ///
 /// Parameters, their gradients, optimiser state and the averages of the weights are f32 in either, and so are the sums
 /// inside an operation, norm statistics, softmax, losses and the states of a sampler.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// 32-bit activations and weights. The reference computes in f64 and rounds nothing.
