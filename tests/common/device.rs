@@ -18,6 +18,8 @@ struct MapArgs {
     b: DevicePtr,
     y: DevicePtr,
     count: u64,
+    mul: f32,
+    add: f32,
 }
 
 const COUNT: usize = 4099;
@@ -76,7 +78,7 @@ fn map(driver: &dyn Driver, kernel: &str, [a, b, y]: [DevicePtr; 3], shared: u32
         name: kernel.into(),
         kernel: loaded.id,
         config,
-        args: Args::new(&MapArgs { a, b, y, count: COUNT as u64 }),
+        args: Args::new(&MapArgs { a, b, y, count: COUNT as u64, mul: 1.0, add: 0.0 }),
     }
 }
 
