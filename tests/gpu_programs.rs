@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use common::models::{load_random, noise, oblong, random_weights, save, scheduler, tiny, wide};
@@ -15,6 +16,7 @@ use warpdiff::compare::compare_operations;
 use warpdiff::compare::program::{Workload, record};
 use warpdiff::compare::rule::Errors;
 use warpdiff::diffusion::SamplerKind;
+use warpdiff::io::ImageBatch;
 use warpdiff::model::ModelFolder;
 use warpdiff::program::{Batch, ForwardProgram};
 use warpdiff::reference::Reference;
@@ -93,8 +95,8 @@ fn training_in_bf16_follows_the_reference_that_rounds() {
     assert!(off(&gpu) <= 2.0 * off(&rounded).max(1e-3));
 }
 
-fn draw(model: &ModelFolder, kind: SamplerKind, count: usize, batch: usize, on: &dyn Backend) -> Vec<f32> {
-    let options = SampleOptions {
+fn options(model: &ModelFolder, kind: SamplerKind, batch: usize) -> SampleOptions {
+    SampleOptions {
         scheduler: model.scheduler.with_sampler(kind),
         steps: 4,
         eta: if kind == SamplerKind::Ddim { 0.5 } else { 0.0 },
@@ -102,8 +104,11 @@ fn draw(model: &ModelFolder, kind: SamplerKind, count: usize, batch: usize, on: 
         labels: LabelChoice::Balanced,
         guidance: 2.0,
         batch,
-    };
-    let mut sampler = Sampler::new(model, options, on).unwrap();
+    }
+}
+
+fn draw(model: &ModelFolder, kind: SamplerKind, count: usize, batch: usize, on: &dyn Backend) -> Vec<f32> {
+    let mut sampler = Sampler::new(model, options(model, kind, batch), on).unwrap();
     let ranges = (0..count).step_by(batch).map(|first| first..count.min(first + batch));
     ranges.flat_map(|range| sampler.run(range, &mut |_, _| true).unwrap()).collect()
 }
@@ -122,6 +127,41 @@ fn a_seed_gives_the_images_of_the_cpu_for_any_batch_split() {
             let worst = drawn[0].iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             println!("{kind}: {worst:e}");
             assert!(worst < 2e-5, "{kind}: {worst:e}");
+        }
+    }
+}
+
+#[test]
+fn pictures_are_the_bytes_of_the_images() {
+    let backends: [&dyn Backend; 5] = [
+        &Cpu::new(Some(2)).unwrap(),
+        &Reference::default(),
+        &Reference::new(Precision::Bf16),
+        &sim(Precision::F32),
+        &sim(Precision::Bf16),
+    ];
+    for config in [tiny(), oblong()] {
+        let folder = tempfile::tempdir().unwrap();
+        save(folder.path(), &config, 50);
+        let model = ModelFolder::open(folder.path()).unwrap();
+        for backend in backends {
+            for kind in [SamplerKind::Ddpm, SamplerKind::DpmSolverPp] {
+                let mut sampler = Sampler::new(&model, options(&model, kind, 3), backend).unwrap();
+                let [c, h, w] = sampler.image_shape();
+                let mut frames = Vec::new();
+                let images = sampler.run(4..6, &mut |_, pictures| {
+                    frames.push(pictures().unwrap());
+                    true
+                });
+                let expected = ImageBatch::new(&images.unwrap(), c, h, w).to_bytes().into_owned();
+                let levels: HashSet<u8> = expected.iter().copied().collect();
+                assert!(levels.len() > 16, "{kind}: {levels:?}");
+                let name = format!("{kind} on {} in {}", backend.name(), backend.precision());
+                assert_eq!(frames.len(), 4, "{name}");
+                assert_eq!(frames[3], expected, "{name}");
+                assert_ne!(frames[0], expected, "{name}");
+                assert_eq!(sampler.draw_pictures(4..6, &mut |_| true).unwrap(), expected, "{name}");
+            }
         }
     }
 }
