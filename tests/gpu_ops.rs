@@ -3,6 +3,7 @@
 mod common;
 mod gpu {
     mod attention;
+    mod checked;
     mod conv;
     mod diffusion;
     mod elementwise;

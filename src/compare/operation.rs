@@ -32,7 +32,8 @@ impl Operation {
             }
             operands.push((single.input(&format!("operand {i}"), of.shape, of.dtype), data));
         }
-        let inputs: Vec<ValueId> = operands.iter().map(|(v, _)| *v).collect();
+        let mut inputs: Vec<ValueId> = operands.iter().map(|(v, _)| *v).collect();
+        remake(&mut single, &node.op, &mut inputs).map_err(refused)?;
         let results = single.push(node.op.clone(), &inputs).map_err(refused)?;
         results.iter().for_each(|&v| single.keep(v));
         Ok(Self { plan: Plan::new(single), operands, results })
@@ -51,6 +52,23 @@ impl Operation {
         exe.finish()?;
         Ok(self.results.iter().map(|&v| exe.read_f64(v)).collect())
     }
+}
+
+/// Replaces operands that a forward operation made from the others: those of the program belong to operands that were
+/// not rounded, and each backend keeps its own.
+fn remake(graph: &mut Graph, op: &Op, inputs: &mut [ValueId]) -> Result<(), GraphError> {
+    match op {
+        Op::GroupNormGrad(norm) => {
+            let last = inputs.len() - 1;
+            inputs[last] = graph.push(Op::GroupNorm(*norm), &inputs[1..last])?[1];
+        }
+        Op::AttentionGrad { heads } => {
+            let made = graph.push(Op::Attention { heads: *heads }, &inputs[1..2])?;
+            inputs[2..].copy_from_slice(&made);
+        }
+        _ => {}
+    }
+    Ok(())
 }
 
 fn reads_weights(op: &Op) -> bool {

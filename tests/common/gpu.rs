@@ -34,6 +34,11 @@ pub fn devices() -> Vec<Arc<dyn Driver>> {
     schedules.map(sim).into()
 }
 
+/// The first of them.
+pub fn device() -> Arc<dyn Driver> {
+    devices().swap_remove(0)
+}
+
 /// The GPU, opened once: making its context takes longer than most tests.
 fn gpu() -> Arc<dyn Driver> {
     static GPU: OnceLock<Arc<Cuda>> = OnceLock::new();

@@ -1,16 +1,13 @@
 //! Self-attention and its gradient.
 
-use std::sync::Arc;
-
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use warpdiff::backend::Precision;
 use warpdiff::backend::gpu::Gpu;
-use warpdiff::backend::gpu::driver::sim::{Options, Sim};
 use warpdiff::graph::Op;
 
 use crate::common::cases::uniform;
-use crate::common::gpu::{check, check_families};
+use crate::common::gpu::{check, check_families, device};
 use crate::common::{Case, Operand, results};
 
 const PRECISIONS: [Precision; 2] = [Precision::F32, Precision::Bf16];
@@ -87,7 +84,7 @@ fn an_image_does_not_depend_on_its_batch() {
         let many = case(heads, width, images, size, 2.0);
         let one = case(heads, width, 1, size, 2.0);
         for precision in PRECISIONS {
-            let gpu = Gpu::new(Arc::new(Sim::new(Options::default())), precision);
+            let gpu = Gpu::new(device(), precision);
             let run = |case| results(case, &gpu, true, 5, precision);
             for (many, one) in run(&many).iter().zip(run(&one)) {
                 let same = many.data.iter().zip(&one.data).all(|(a, b)| a.to_bits() == b.to_bits());

@@ -4,7 +4,7 @@ use warpdiff::backend::Precision;
 use warpdiff::backend::gpu::Gpu;
 use warpdiff::graph::{ConvGeometry, Epilogue, Op};
 
-use crate::common::gpu::{check, check_families, devices};
+use crate::common::gpu::{check, check_families, device};
 use crate::common::{Case, Operand, build};
 
 const SAME: ConvGeometry = ConvGeometry::SAME_3X3;
@@ -92,7 +92,7 @@ fn every_epilogue_matches_the_reference() {
     for bits in 0..8 {
         // Vector and element-wise stores.
         for k in [8, 3] {
-            check_layer(SAME, bits, 0.7071, [3, 3, 5, 8], k, bits as u64);
+            check_layer(SAME, bits, 0.75, [3, 3, 5, 8], k, bits as u64);
         }
     }
 }
@@ -131,7 +131,7 @@ fn image(values: &[f32], index: usize, images: usize) -> &[f32] {
 /// Whether the last image of a batch has the bits that it has alone. `of(n)` is the operation on n images, its operands
 /// in `shared` the same for all of them.
 fn assert_batch_invariant(of: impl Fn(usize) -> Case, images: usize, shared: &[usize], precision: Precision) {
-    let backend = Gpu::new(devices().swap_remove(0), precision);
+    let backend = Gpu::new(device(), precision);
     let mut batch = build(&of(images), &backend, false, 10, precision);
     let mut alone = build(&of(1), &backend, false, 11, precision);
     for (i, (&of_batch, &of_one)) in batch.operands.iter().zip(&alone.operands).enumerate() {

@@ -5,7 +5,7 @@ use warpdiff::backend::gpu::Gpu;
 use warpdiff::graph::Op;
 
 use crate::common::Operand::{Integers, Random, Values};
-use crate::common::gpu::{check, check_families, devices};
+use crate::common::gpu::{check, check_families, device};
 use crate::common::{Case, build};
 
 #[test]
@@ -59,7 +59,7 @@ fn a_dropout_mask_belongs_to_its_example() {
         let ones = Values(vec![n, 5, 3, 7], vec![1.0; n * elements]);
         let operands = vec![ones, Integers(examples), Integers(vec![1, 2])];
         let case = Case { id: "dropout/mask".into(), op: Op::Dropout { p: 0.5, layer: 0 }, operands };
-        let sim = Gpu::new(devices().remove(0), Precision::F32);
+        let sim = Gpu::new(device(), Precision::F32);
         let mut built = build(&case, &sim, false, 1, Precision::F32);
         built.exe.run().unwrap();
         built.exe.read_f64(built.outputs[0]).chunks(elements).map(<[f64]>::to_vec).collect::<Vec<_>>()

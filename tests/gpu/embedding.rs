@@ -8,7 +8,7 @@ use warpdiff::graph::op::TimeEmbedding;
 use warpdiff::reference::Reference;
 
 use crate::common::Operand::{Integers, Random, Values};
-use crate::common::gpu::{check, check_families, devices};
+use crate::common::gpu::{check, check_families, device};
 use crate::common::{Case, results};
 
 #[test]
@@ -40,7 +40,7 @@ fn large_angles_keep_their_accuracy() {
     {
         let case = Case { id: format!("{}/large", op.name()), op, operands };
         let run = |backend: &dyn Backend| results(&case, backend, false, 1, Precision::F32).remove(0).data;
-        let sim = Gpu::new(devices().remove(0), Precision::F32);
+        let sim = Gpu::new(device(), Precision::F32);
         let errors = Errors::between(&run(&sim), &run(&Reference::default()));
         assert!(errors.worst < 4e-7 && errors.norm < 4e-7, "{}: {errors:?}", case.id);
     }

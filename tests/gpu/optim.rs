@@ -2,10 +2,14 @@
 
 use std::sync::Arc;
 
+use warpdiff::backend::gpu::Gpu;
 use warpdiff::backend::{Backend, Precision, Store};
 use warpdiff::graph::autodiff::backward;
 use warpdiff::graph::op::Noising;
 use warpdiff::graph::{AdamW, DType, Graph, Op, ParamId, ParamSpec, Plan, ValueId};
+
+use crate::common::gpu::devices;
+use crate::common::optimizer::compare_optimizer;
 
 use super::graphs::{Measured, judge, normals, on_devices};
 
@@ -125,4 +129,15 @@ fn parameters_without_a_gradient_keep_their_bits() {
             }
         }
     });
+}
+
+/// Two linear layers over three steps: the gradients of a step are those of the weights that the step before left, in
+/// the copy that bf16 layers read, too.
+#[test]
+fn layers_read_the_weights_that_the_step_before_left() {
+    for precision in [Precision::F32, Precision::Bf16] {
+        for driver in devices() {
+            assert_eq!(compare_optimizer(&Gpu::new(driver, precision)).unwrap(), 2 * 3 * 17, "{precision}");
+        }
+    }
 }
