@@ -38,7 +38,7 @@ fn forward(config: &UNetConfig, n: usize, backend: &dyn Backend) -> Vec<f64> {
     exe.write_f32(program.t, &(0..n).map(|i| [7.0, 31.0, 2.0][i % 3]).collect::<Vec<_>>()).unwrap();
     exe.write_u32(program.class.unwrap(), &(0..n).map(|i| i as u32 % 3).collect::<Vec<_>>()).unwrap();
     exe.run().unwrap();
-    exe.read_f64(program.out)
+    exe.read_f64(program.out).unwrap()
 }
 
 #[test]
@@ -195,9 +195,10 @@ fn every_operation_of_a_training_step_keeps_the_rule() {
     }
 }
 
-/// A device on which one kernel is another one.
+/// A device on which one kernel is another one, or that fails when it is read.
 struct Damaged {
     sim: Sim,
+    fails: bool,
     kernel: &'static str,
     replacement: &'static str,
 }
@@ -225,6 +226,9 @@ impl Driver for Damaged {
         unsafe { self.sim.upload(to, data) }
     }
     unsafe fn download(&self, from: DevicePtr, data: &mut [u8]) -> Result<(), DriverError> {
+        if self.fails {
+            return Err(DriverError::Call { call: "copy", reason: "the device fell off the bus".into() });
+        }
         unsafe { self.sim.download(from, data) }
     }
     unsafe fn launch(&self, launch: &Launch) -> Result<(), DriverError> {
@@ -241,7 +245,8 @@ impl Driver for Damaged {
 #[test]
 fn compare_names_the_operation_of_a_damaged_kernel() {
     let config = tiny();
-    let damaged = Damaged { sim: Sim::new(Options::default()), kernel: "silu_f32", replacement: "to_act_f32" };
+    let damaged =
+        Damaged { sim: Sim::new(Options::default()), fails: false, kernel: "silu_f32", replacement: "to_act_f32" };
     let backend = Gpu::new(Arc::new(damaged), Precision::F32);
     let failed = failures(&backend, &config, false);
     assert!(!failed.is_empty());
@@ -251,10 +256,31 @@ fn compare_names_the_operation_of_a_damaged_kernel() {
 /// A missing kernel is a sentence, not a crash.
 #[test]
 fn a_kernel_that_the_build_lacks_is_named() {
-    let damaged = Damaged { sim: Sim::new(Options::default()), kernel: "silu_f32", replacement: "no_such_kernel" };
+    let damaged =
+        Damaged { sim: Sim::new(Options::default()), fails: false, kernel: "silu_f32", replacement: "no_such_kernel" };
     let backend = Gpu::new(Arc::new(damaged), Precision::F32);
     let (h, w) = tiny().height_width().unwrap();
     let program = ForwardProgram::new(&tiny(), Batch { n: 1, h, w }, false).unwrap();
     let Err(error) = backend.compile(program.plan) else { panic!("a plan without its kernel was accepted") };
     assert!(error.to_string().contains("no_such_kernel"), "{error}");
+}
+
+/// A device that fails during a read is an error, never a number.
+#[test]
+fn a_device_that_cannot_be_read_is_an_error() {
+    let damaged = Damaged { sim: Sim::new(Options::default()), fails: true, kernel: "", replacement: "" };
+    let backend = Gpu::new(Arc::new(damaged), Precision::F32);
+    let folder = tempfile::tempdir().unwrap();
+    save(folder.path(), &tiny(), 50);
+    let model = ModelFolder::open(folder.path()).unwrap();
+    let mut sampler = Sampler::new(&model, options(&model, SamplerKind::Ddim, 1), &backend).unwrap();
+    let says = |error: String| assert!(error.contains("fell off the bus"), "{error}");
+    says(sampler.run(0..1, &mut |_, _| true).unwrap_err().to_string());
+    says(sampler.draw(0..1, &mut |_| true).unwrap_err().to_string());
+    says(sampler.draw_pictures(0..1, &mut |_| true).unwrap_err().to_string());
+    says(sampler.pictures(1).unwrap_err().to_string());
+    let (h, w) = tiny().height_width().unwrap();
+    let program = ForwardProgram::new(&tiny(), Batch { n: 1, h, w }, false).unwrap();
+    let exe = backend.compile(program.plan).unwrap();
+    says(exe.read_f64(program.out).unwrap_err().to_string());
 }

@@ -177,22 +177,20 @@ pub trait Executable: Send {
     /// [`BackendError::Length`]; [`BackendError::Type`] for values of any other type.
     fn read_u8(&self, value: ValueId, data: &mut [u8]) -> Result<(), BackendError>;
 
-    /// Reads a value at the full precision of the backend; NaN throughout if the device failed, which
-    /// [`Executable::finish`] tells.
-    fn read_f64(&self, value: ValueId) -> Vec<f64> {
+    /// Reads a kept value, a state or a gradient at the full precision of the backend.
+    ///
+    /// # Errors
+    /// If the device fails, during the read or in a run before it.
+    fn read_f64(&self, value: ValueId) -> Result<Vec<f64>, BackendError> {
         let of = self.plan().graph().value(value);
         if of.dtype == DType::U8 {
             let mut levels = vec![0; of.shape.numel()];
-            return match self.read_u8(value, &mut levels) {
-                Ok(()) => levels.into_iter().map(f64::from).collect(),
-                Err(_) => vec![f64::NAN; of.shape.numel()],
-            };
+            self.read_u8(value, &mut levels)?;
+            return Ok(levels.into_iter().map(f64::from).collect());
         }
         let mut data = vec![0.0; of.shape.numel()];
-        match self.read_f32(value, &mut data) {
-            Ok(()) => data.into_iter().map(f64::from).collect(),
-            Err(_) => vec![f64::NAN; data.len()],
-        }
+        self.read_f32(value, &mut data)?;
+        Ok(data.into_iter().map(f64::from).collect())
     }
 
     /// Writes one parameter's slice of a store, in the graph's layout.

@@ -177,8 +177,8 @@ impl Executable for RefExecutable {
         Ok(())
     }
 
-    fn read_f64(&self, value: ValueId) -> Vec<f64> {
-        self.data(value).to_vec()
+    fn read_f64(&self, value: ValueId) -> Result<Vec<f64>, BackendError> {
+        Ok(self.data(value).to_vec())
     }
 
     fn write_param(&mut self, store: Store, param: ParamId, data: &[f32]) -> Result<(), BackendError> {

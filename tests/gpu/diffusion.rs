@@ -60,7 +60,7 @@ fn timesteps_and_noise_are_those_of_the_counter() {
         exe.write_u32(examples, &(0..40).map(|i| u32::MAX - 3 * i).collect::<Vec<_>>()).unwrap();
         exe.write_u32(key, &[u32::MAX, 5]).unwrap();
         exe.run().unwrap();
-        let (t, eps) = (exe.read_f64(out[1]), exe.read_f64(out[2]));
+        let (t, eps) = (exe.read_f64(out[1]).unwrap(), exe.read_f64(out[2]).unwrap());
         for i in 0..40u32 {
             let sequence = |s| Sequence::with_key([u32::MAX, 5], s, u32::MAX - 3 * i, 0);
             assert_eq!(t[i as usize], f64::from(sequence(Stream::Timestep).below(0, 1000)));
@@ -172,7 +172,7 @@ impl Batch {
             }
         }
         exe.run().unwrap();
-        [exe.read_f64(results[0]), exe.read_f64(results[1])]
+        [exe.read_f64(results[0]).unwrap(), exe.read_f64(results[1]).unwrap()]
     }
 
     /// Each example's losses and gradients apart, as they differ by orders of magnitude between timesteps.

@@ -122,7 +122,7 @@ impl Setting {
             for (name, value) in [("x", l.x), ("x0", l.x0), ("t", l.t), ("step", l.step)] {
                 // Counters are compared as they are read.
                 let dtype = DType::F32;
-                let data = if name == "step" { vec![step as f64 + 1.0] } else { l.exe.read_f64(value) };
+                let data = if name == "step" { vec![step as f64 + 1.0] } else { l.exe.read_f64(value).unwrap() };
                 results.push(Measured::new(format!("{name} after step {step}"), dtype, data));
             }
             l.assert_picture_is_of_x();
@@ -212,7 +212,7 @@ fn thresholded(clip: Clip, shape: [usize; 4], output: &[f32], backend: &dyn Back
     let mut l = Setting::new(table, shape).compile(backend);
     l.exe.write_f32(l.model, output).unwrap();
     l.exe.run().unwrap();
-    l.exe.read_f64(l.x0)
+    l.exe.read_f64(l.x0).unwrap()
 }
 
 /// Images of a block each and images of many, with ties, zeros and outliers: S is the exact quantile, so the results
@@ -278,7 +278,7 @@ fn pictures_are_rounded_as_files_are() {
             // x / 2 + x / 2 is x.
             let expected: Vec<u8> = x.iter().map(|&x| to_byte(x)).collect();
             assert_eq!(picture, expected, "{} {shape:?}", backend.name());
-            assert_eq!(l.exe.read_f64(l.picture), expected.iter().map(|&b| f64::from(b)).collect::<Vec<_>>());
+            assert_eq!(l.exe.read_f64(l.picture).unwrap(), expected.iter().map(|&b| f64::from(b)).collect::<Vec<_>>());
         });
     }
 }
@@ -331,7 +331,7 @@ fn a_step_beyond_the_table_gives_nan() {
         l.exe.write_u32(l.step, &[3]).unwrap();
         l.exe.run().unwrap();
         for value in [l.x, l.x0, l.t] {
-            assert!(l.exe.read_f64(value).iter().all(|v| v.is_nan()));
+            assert!(l.exe.read_f64(value).unwrap().iter().all(|v| v.is_nan()));
         }
         assert_eq!(l.assert_picture_is_of_x(), [0; 90]);
     });
