@@ -88,7 +88,7 @@ fn train(t: &Training, steps: usize, backend: &dyn Backend) -> Vec<Measured> {
         let corrections = [0.9f64, 0.999].map(|beta| (1.0 - beta.powi(step as i32)) as f32);
         exe.write_f32(t.hyper, &[1e-2 / step as f32, corrections[0], corrections[1], 0.99]).unwrap();
         exe.run().unwrap();
-        results.push(Measured::new(format!("norm of step {step}"), DType::F32, exe.read_f64(t.norm)));
+        results.push(Measured::new(format!("norm of step {step}"), DType::F32, exe.read_f64(t.norm).unwrap()));
     }
     for i in 0..PARAMS.len() {
         for store in STORES {

@@ -11,7 +11,7 @@ use super::driver::{Driver, DriverError, LoadedKernel, Recording};
 use super::launch::Launch;
 use super::lower::{self, Addresses, Planned};
 use super::memory::DeviceBuffer;
-use crate::backend::{BackendError, Executable, Precision, Store, check_length};
+use crate::backend::{BackendError, Executable, Precision, Store, check_bytes, check_floats, check_length};
 use crate::graph::{DType, Op, ParamId, Plan, Region, Source, ValueId};
 
 /// Every byte of memory that nothing wrote yet: NaN in every floating-point type.
@@ -101,19 +101,25 @@ impl GpuExecutable {
         backend_error(self.driver.name(), error)
     }
 
-    /// Where a value lies: its buffer, byte offset and stored type.
+    /// Where a value of `len` elements lies: its buffer, byte offset and stored type.
     fn locate(&self, value: ValueId, len: usize) -> Result<(&DeviceBuffer, usize, Stored), BackendError> {
         let v = self.plan.graph().value(value);
-        check_length(&v.name, v.shape.numel(), len)?;
-        let place = self.plan.place(value).ok_or_else(|| BackendError::Device {
-            device: self.driver.name().into(),
-            reason: format!("the value {:?} was fused away and cannot be read", v.name),
-        })?;
+        check_floats(v, len)?;
+        let (buffer, offset) = self.place(value)?;
         let stored = match (v.dtype, self.plan.precision()) {
             (DType::Act, Precision::Bf16) => Stored::Bf16,
             _ => Stored::Word,
         };
-        Ok((self.memory.region(place.region), place.offset, stored))
+        Ok((buffer, offset, stored))
+    }
+
+    /// The buffer of a value and its byte offset.
+    fn place(&self, value: ValueId) -> Result<(&DeviceBuffer, usize), BackendError> {
+        let place = self.plan.place(value).ok_or_else(|| BackendError::Device {
+            device: self.driver.name().into(),
+            reason: format!("the value {:?} was fused away and cannot be read", self.plan.graph().value(value).name),
+        })?;
+        Ok((self.memory.region(place.region), place.offset))
     }
 
     /// Byte offset of a parameter in a store.
@@ -197,6 +203,12 @@ impl Executable for GpuExecutable {
                 Ok(())
             }
         }
+    }
+
+    fn read_u8(&self, value: ValueId, data: &mut [u8]) -> Result<(), BackendError> {
+        check_bytes(self.plan.graph().value(value), data.len())?;
+        let (buffer, offset) = self.place(value)?;
+        buffer.read(offset, data).map_err(|e| self.device_error(e))
     }
 
     fn write_param(&mut self, store: Store, param: ParamId, data: &[f32]) -> Result<(), BackendError> {
