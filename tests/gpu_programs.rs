@@ -4,6 +4,7 @@ mod common;
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use common::models::{load_random, noise, oblong, random_weights, save, scheduler, tiny, wide};
 use common::training::{objective, training_steps};
@@ -11,7 +12,7 @@ use warpdiff::backend::gpu::Gpu;
 use warpdiff::backend::gpu::driver::sim::{Options, Sim};
 use warpdiff::backend::gpu::driver::{DeviceLimits, DevicePtr, Driver, DriverError, LoadedKernel, Recording};
 use warpdiff::backend::gpu::launch::Launch;
-use warpdiff::backend::{Backend, Precision, cpu::Cpu};
+use warpdiff::backend::{Backend, BackendError, Precision, cpu::Cpu};
 use warpdiff::compare::compare_operations;
 use warpdiff::compare::program::{Workload, record};
 use warpdiff::compare::rule::Errors;
@@ -214,9 +215,12 @@ impl Driver for Damaged {
         self.sim.load(if kernel == self.kernel { self.replacement } else { kernel })
     }
     fn allocate(&self, bytes: usize) -> Result<DevicePtr, DriverError> {
+        let taken = self.room.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |room| room.checked_sub(bytes));
+        taken.map_err(|free| DriverError::OutOfMemory { asked: bytes, free })?;
         self.sim.allocate(bytes)
     }
     unsafe fn free(&self, at: DevicePtr, bytes: usize) {
+        self.room.fetch_add(bytes, Ordering::Relaxed);
         unsafe { self.sim.free(at, bytes) }
     }
     unsafe fn fill(&self, at: DevicePtr, value: u8, bytes: usize) -> Result<(), DriverError> {
@@ -283,4 +287,24 @@ fn a_device_that_cannot_be_read_is_an_error() {
     let program = ForwardProgram::new(&tiny(), Batch { n: 1, h, w }, false).unwrap();
     let exe = backend.compile(program.plan).unwrap();
     says(exe.read_f64(program.out).unwrap_err().to_string());
+}
+
+/// A plan that does not fit says which batch would, and that batch does.
+#[test]
+fn a_device_that_is_too_small_names_the_batch_that_fits() {
+    let config = tiny();
+    let (h, w) = config.height_width().unwrap();
+    let plan = |n| ForwardProgram::new(&config, Batch { n, h, w }, false).unwrap().plan;
+    let room = sim(Precision::F32).compile(plan(5)).unwrap().memory_bytes();
+    let small = Damaged::memory(room);
+    let Err(error) = small.compile(plan(64)) else { panic!("64 images fit where 5 do") };
+    let text = error.to_string();
+    let BackendError::DeviceMemory { asked, free, batch: Some(batch) } = error else { panic!("{text}") };
+    assert!(asked > free && free <= room && (4..=5).contains(&batch), "{text}");
+    assert!(text.contains(&format!("a batch of {batch} would fit")), "{text}");
+    // Nothing of the failed attempt is left on the device.
+    small.compile(plan(batch)).unwrap();
+    let Err(BackendError::DeviceMemory { batch: None, .. }) = Damaged::memory(1000).compile(plan(1)) else {
+        panic!("no batch fits into 1000 bytes")
+    };
 }
