@@ -196,12 +196,26 @@ fn every_operation_of_a_training_step_keeps_the_rule() {
     }
 }
 
-/// A device on which one kernel is another one, or that fails when it is read.
+/// A device on which one kernel is another one, that fails when it is read, or that has little memory.
 struct Damaged {
     sim: Sim,
     fails: bool,
     kernel: &'static str,
     replacement: &'static str,
+    /// Bytes that may still be allocated.
+    room: AtomicUsize,
+}
+
+impl Damaged {
+    /// Nothing is damaged yet.
+    fn new() -> Self {
+        let sim = Sim::new(Options::default());
+        Self { sim, fails: false, kernel: "", replacement: "", room: usize::MAX.into() }
+    }
+
+    fn gpu(self) -> Gpu {
+        Gpu::new(Arc::new(self), Precision::F32)
+    }
 }
 
 impl Driver for Damaged {
@@ -249,9 +263,7 @@ impl Driver for Damaged {
 #[test]
 fn compare_names_the_operation_of_a_damaged_kernel() {
     let config = tiny();
-    let damaged =
-        Damaged { sim: Sim::new(Options::default()), fails: false, kernel: "silu_f32", replacement: "to_act_f32" };
-    let backend = Gpu::new(Arc::new(damaged), Precision::F32);
+    let backend = Damaged { kernel: "silu_f32", replacement: "to_act_f32", ..Damaged::new() }.gpu();
     let failed = failures(&backend, &config, false);
     assert!(!failed.is_empty());
     assert!(failed.iter().all(|(op, _)| op == "silu"), "{failed:?}");
@@ -260,9 +272,7 @@ fn compare_names_the_operation_of_a_damaged_kernel() {
 /// A missing kernel is a sentence, not a crash.
 #[test]
 fn a_kernel_that_the_build_lacks_is_named() {
-    let damaged =
-        Damaged { sim: Sim::new(Options::default()), fails: false, kernel: "silu_f32", replacement: "no_such_kernel" };
-    let backend = Gpu::new(Arc::new(damaged), Precision::F32);
+    let backend = Damaged { kernel: "silu_f32", replacement: "no_such_kernel", ..Damaged::new() }.gpu();
     let (h, w) = tiny().height_width().unwrap();
     let program = ForwardProgram::new(&tiny(), Batch { n: 1, h, w }, false).unwrap();
     let Err(error) = backend.compile(program.plan) else { panic!("a plan without its kernel was accepted") };
@@ -272,8 +282,7 @@ fn a_kernel_that_the_build_lacks_is_named() {
 /// A device that fails during a read is an error, never a number.
 #[test]
 fn a_device_that_cannot_be_read_is_an_error() {
-    let damaged = Damaged { sim: Sim::new(Options::default()), fails: true, kernel: "", replacement: "" };
-    let backend = Gpu::new(Arc::new(damaged), Precision::F32);
+    let backend = Damaged { fails: true, ..Damaged::new() }.gpu();
     let folder = tempfile::tempdir().unwrap();
     save(folder.path(), &tiny(), 50);
     let model = ModelFolder::open(folder.path()).unwrap();
@@ -296,7 +305,7 @@ fn a_device_that_is_too_small_names_the_batch_that_fits() {
     let (h, w) = config.height_width().unwrap();
     let plan = |n| ForwardProgram::new(&config, Batch { n, h, w }, false).unwrap().plan;
     let room = sim(Precision::F32).compile(plan(5)).unwrap().memory_bytes();
-    let small = Damaged::memory(room);
+    let small = Damaged { room: room.into(), ..Damaged::new() }.gpu();
     let Err(error) = small.compile(plan(64)) else { panic!("64 images fit where 5 do") };
     let text = error.to_string();
     let BackendError::DeviceMemory { asked, free, batch: Some(batch) } = error else { panic!("{text}") };
@@ -304,7 +313,8 @@ fn a_device_that_is_too_small_names_the_batch_that_fits() {
     assert!(text.contains(&format!("a batch of {batch} would fit")), "{text}");
     // Nothing of the failed attempt is left on the device.
     small.compile(plan(batch)).unwrap();
-    let Err(BackendError::DeviceMemory { batch: None, .. }) = Damaged::memory(1000).compile(plan(1)) else {
+    let none = Damaged { room: 1000.into(), ..Damaged::new() }.gpu();
+    let Err(BackendError::DeviceMemory { batch: None, .. }) = none.compile(plan(1)) else {
         panic!("no batch fits into 1000 bytes")
     };
 }
