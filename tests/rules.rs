@@ -5,7 +5,7 @@ mod common;
 use std::collections::HashSet;
 
 use common::optimizer::compare_optimizer;
-use common::tolerance::{bf16_rule, f32_rule};
+use common::tolerance::{bf16_rule, f32_rule, judge};
 use common::{build, cases, compare_all};
 use half::bf16;
 use warpdiff::backend::Precision;
@@ -115,6 +115,19 @@ fn f32_kernels_are_held_to_the_worst_element_and_the_norm() {
     f32_rule(false, &off(999, 0.9e-5), &exact).unwrap_err();
     f32_rule(true, &off(1, 0.9e-4), &exact).unwrap();
     f32_rule(true, &off(1, 1.1e-4), &exact).unwrap_err();
+}
+
+#[test]
+fn bytes_may_be_off_by_one_level_in_few_elements() {
+    let exact: Vec<f64> = (0..4000).map(|i| f64::from(i % 256)).collect();
+    let off = |count: usize, by: f64| {
+        let actual: Vec<f64> = exact.iter().enumerate().map(|(i, e)| e + if i < count { by } else { 0.0 }).collect();
+        judge(DType::U8, false, &actual, &exact, None).is_ok()
+            && bf16_rule(DType::U8, false, &actual, &exact, &exact).is_ok()
+    };
+    // An error of 1e-5 in [-1, 1] is 1/784 of a level, to either side: 10 of 4000 elements, and one.
+    assert!(off(0, 0.0) && off(1, -1.0) && off(11, 1.0));
+    assert!(!off(12, 1.0) && !off(1, 2.0) && !off(1, f64::NAN));
 }
 
 #[test]
