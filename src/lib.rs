@@ -12,6 +12,7 @@ pub mod evaluate;
 pub mod graph;
 pub mod io;
 pub mod layout;
+pub mod levels;
 pub mod model;
 pub mod program;
 pub mod reference;

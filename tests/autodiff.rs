@@ -11,7 +11,7 @@ use warpdiff::reference::Reference;
 fn objective(b: &mut Built, operand: usize, x: &[f32], dy: &[f64]) -> f64 {
     b.exe.write_f32(b.operands[operand], x).unwrap();
     b.exe.run().unwrap();
-    b.exe.read_f64(b.outputs[0]).iter().zip(dy).map(|(y, d)| y * d).sum()
+    b.exe.read_f64(b.outputs[0]).unwrap().iter().zip(dy).map(|(y, d)| y * d).sum()
 }
 
 #[test]
@@ -19,12 +19,12 @@ fn every_operation_matches_finite_differences() {
     let mut checked = 0;
     for (seed, case) in differentiable(1).iter().enumerate() {
         let mut b = build(case, &Reference::default(), true, seed as u64, Precision::F32);
-        let dy = b.exe.read_f64(b.dy.unwrap());
+        let dy = b.exe.read_f64(b.dy.unwrap()).unwrap();
         for operand in 0..b.operands.len() {
             let Some(gradient) = b.gradients[operand] else { continue };
             b.exe.run().unwrap();
-            let gradient = b.exe.read_f64(gradient);
-            let x: Vec<f32> = b.exe.read_f64(b.operands[operand]).iter().map(|&v| v as f32).collect();
+            let gradient = b.exe.read_f64(gradient).unwrap();
+            let x: Vec<f32> = b.exe.read_f64(b.operands[operand]).unwrap().iter().map(|&v| v as f32).collect();
             // Operands are multiples of 2^-16, so f32 holds them plus a multiple of this step exactly.
             let h = 2.0f32.powi(-10);
             let stride = x.len().div_ceil(40);

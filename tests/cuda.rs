@@ -23,11 +23,16 @@ fn gpu_or_skip(open: impl Fn() -> Result<Cuda, DriverError>) -> Option<Arc<dyn D
         Err(reason) => {
             let required = std::env::var("WARPDIFF_REQUIRE_CUDA").is_ok_and(|v| v == "1");
             assert!(!required, "WARPDIFF_REQUIRE_CUDA=1, but {reason}");
-            // Past the test harness, which would keep it to itself.
-            NOTE.call_once(|| writeln!(std::io::stderr(), "skipped: no CUDA device: {reason}").unwrap());
+            NOTE.call_once(|| note(&format!("skipped: no CUDA device: {reason}")));
             None
         }
     }
+}
+
+/// Writes past the test harness, which would keep `eprintln!` to itself.
+#[expect(clippy::explicit_write)]
+fn note(text: &str) {
+    writeln!(std::io::stderr(), "{text}").unwrap();
 }
 
 fn gpu() -> Option<Arc<dyn Driver>> {

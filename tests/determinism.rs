@@ -141,7 +141,7 @@ fn forward(exe: &mut dyn Executable, program: &ForwardProgram, seed: u64) -> Vec
     exe.write_f32(program.t, &[3.0 + seed as f32, 40.0]).unwrap();
     exe.write_u32(program.class.unwrap(), &[seed as u32 % 3, 1]).unwrap();
     exe.run().unwrap();
-    exe.read_f64(program.out).iter().map(|v| v.to_bits()).collect()
+    exe.read_f64(program.out).unwrap().iter().map(|v| v.to_bits()).collect()
 }
 
 /// Losses and all gradients of one training step.
@@ -155,7 +155,7 @@ fn gradients(exe: &mut dyn Executable, program: &TrainingProgram, seed: u64) -> 
     let graph = exe.plan().graph();
     let grads = (0..graph.params().len()).filter_map(|i| graph.grad_at(i));
     let values: Vec<_> = [program.losses, program.grad_norm].into_iter().chain(grads).collect();
-    values.into_iter().flat_map(|v| exe.read_f64(v)).map(f64::to_bits).collect()
+    values.into_iter().flat_map(|v| exe.read_f64(v).unwrap()).map(f64::to_bits).collect()
 }
 
 #[test]

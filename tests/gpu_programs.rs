@@ -2,7 +2,9 @@
 
 mod common;
 
+use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use common::models::{load_random, noise, oblong, random_weights, save, scheduler, tiny, wide};
 use common::training::{objective, training_steps};
@@ -10,11 +12,12 @@ use warpdiff::backend::gpu::Gpu;
 use warpdiff::backend::gpu::driver::sim::{Options, Sim};
 use warpdiff::backend::gpu::driver::{DeviceLimits, DevicePtr, Driver, DriverError, LoadedKernel, Recording};
 use warpdiff::backend::gpu::launch::Launch;
-use warpdiff::backend::{Backend, Precision, cpu::Cpu};
+use warpdiff::backend::{Backend, BackendError, Precision, cpu::Cpu};
 use warpdiff::compare::compare_operations;
 use warpdiff::compare::program::{Workload, record};
 use warpdiff::compare::rule::Errors;
 use warpdiff::diffusion::SamplerKind;
+use warpdiff::io::ImageBatch;
 use warpdiff::model::ModelFolder;
 use warpdiff::program::{Batch, ForwardProgram};
 use warpdiff::reference::Reference;
@@ -36,7 +39,7 @@ fn forward(config: &UNetConfig, n: usize, backend: &dyn Backend) -> Vec<f64> {
     exe.write_f32(program.t, &(0..n).map(|i| [7.0, 31.0, 2.0][i % 3]).collect::<Vec<_>>()).unwrap();
     exe.write_u32(program.class.unwrap(), &(0..n).map(|i| i as u32 % 3).collect::<Vec<_>>()).unwrap();
     exe.run().unwrap();
-    exe.read_f64(program.out)
+    exe.read_f64(program.out).unwrap()
 }
 
 #[test]
@@ -93,8 +96,8 @@ fn training_in_bf16_follows_the_reference_that_rounds() {
     assert!(off(&gpu) <= 2.0 * off(&rounded).max(1e-3));
 }
 
-fn draw(model: &ModelFolder, kind: SamplerKind, count: usize, batch: usize, on: &dyn Backend) -> Vec<f32> {
-    let options = SampleOptions {
+fn options(model: &ModelFolder, kind: SamplerKind, batch: usize) -> SampleOptions {
+    SampleOptions {
         scheduler: model.scheduler.with_sampler(kind),
         steps: 4,
         eta: if kind == SamplerKind::Ddim { 0.5 } else { 0.0 },
@@ -102,8 +105,11 @@ fn draw(model: &ModelFolder, kind: SamplerKind, count: usize, batch: usize, on: 
         labels: LabelChoice::Balanced,
         guidance: 2.0,
         batch,
-    };
-    let mut sampler = Sampler::new(model, options, on).unwrap();
+    }
+}
+
+fn draw(model: &ModelFolder, kind: SamplerKind, count: usize, batch: usize, on: &dyn Backend) -> Vec<f32> {
+    let mut sampler = Sampler::new(model, options(model, kind, batch), on).unwrap();
     let ranges = (0..count).step_by(batch).map(|first| first..count.min(first + batch));
     ranges.flat_map(|range| sampler.run(range, &mut |_, _| true).unwrap()).collect()
 }
@@ -122,6 +128,41 @@ fn a_seed_gives_the_images_of_the_cpu_for_any_batch_split() {
             let worst = drawn[0].iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             println!("{kind}: {worst:e}");
             assert!(worst < 2e-5, "{kind}: {worst:e}");
+        }
+    }
+}
+
+#[test]
+fn pictures_are_the_bytes_of_the_images() {
+    let backends: [&dyn Backend; 5] = [
+        &Cpu::new(Some(2)).unwrap(),
+        &Reference::default(),
+        &Reference::new(Precision::Bf16),
+        &sim(Precision::F32),
+        &sim(Precision::Bf16),
+    ];
+    for config in [tiny(), oblong()] {
+        let folder = tempfile::tempdir().unwrap();
+        save(folder.path(), &config, 50);
+        let model = ModelFolder::open(folder.path()).unwrap();
+        for backend in backends {
+            for kind in [SamplerKind::Ddpm, SamplerKind::DpmSolverPp] {
+                let mut sampler = Sampler::new(&model, options(&model, kind, 3), backend).unwrap();
+                let [c, h, w] = sampler.image_shape();
+                let mut frames = Vec::new();
+                let images = sampler.run(4..6, &mut |_, pictures| {
+                    frames.push(pictures().unwrap());
+                    true
+                });
+                let expected = ImageBatch::new(&images.unwrap(), c, h, w).to_bytes().into_owned();
+                let levels: HashSet<u8> = expected.iter().copied().collect();
+                assert!(levels.len() > 16, "{kind}: {levels:?}");
+                let name = format!("{kind} on {} in {}", backend.name(), backend.precision());
+                assert_eq!(frames.len(), 4, "{name}");
+                assert_eq!(frames[3], expected, "{name}");
+                assert_ne!(frames[0], expected, "{name}");
+                assert_eq!(sampler.draw_pictures(4..6, &mut |_| true).unwrap(), expected, "{name}");
+            }
         }
     }
 }
@@ -155,9 +196,10 @@ fn every_operation_of_a_training_step_keeps_the_rule() {
     }
 }
 
-/// A device on which one kernel is another one.
+/// A device on which one kernel is another one, or that fails when it is read.
 struct Damaged {
     sim: Sim,
+    fails: bool,
     kernel: &'static str,
     replacement: &'static str,
 }
@@ -173,9 +215,12 @@ impl Driver for Damaged {
         self.sim.load(if kernel == self.kernel { self.replacement } else { kernel })
     }
     fn allocate(&self, bytes: usize) -> Result<DevicePtr, DriverError> {
+        let taken = self.room.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |room| room.checked_sub(bytes));
+        taken.map_err(|free| DriverError::OutOfMemory { asked: bytes, free })?;
         self.sim.allocate(bytes)
     }
     unsafe fn free(&self, at: DevicePtr, bytes: usize) {
+        self.room.fetch_add(bytes, Ordering::Relaxed);
         unsafe { self.sim.free(at, bytes) }
     }
     unsafe fn fill(&self, at: DevicePtr, value: u8, bytes: usize) -> Result<(), DriverError> {
@@ -185,6 +230,9 @@ impl Driver for Damaged {
         unsafe { self.sim.upload(to, data) }
     }
     unsafe fn download(&self, from: DevicePtr, data: &mut [u8]) -> Result<(), DriverError> {
+        if self.fails {
+            return Err(DriverError::Call { call: "copy", reason: "the device fell off the bus".into() });
+        }
         unsafe { self.sim.download(from, data) }
     }
     unsafe fn launch(&self, launch: &Launch) -> Result<(), DriverError> {
@@ -201,7 +249,8 @@ impl Driver for Damaged {
 #[test]
 fn compare_names_the_operation_of_a_damaged_kernel() {
     let config = tiny();
-    let damaged = Damaged { sim: Sim::new(Options::default()), kernel: "silu_f32", replacement: "to_act_f32" };
+    let damaged =
+        Damaged { sim: Sim::new(Options::default()), fails: false, kernel: "silu_f32", replacement: "to_act_f32" };
     let backend = Gpu::new(Arc::new(damaged), Precision::F32);
     let failed = failures(&backend, &config, false);
     assert!(!failed.is_empty());
@@ -211,10 +260,51 @@ fn compare_names_the_operation_of_a_damaged_kernel() {
 /// A missing kernel is a sentence, not a crash.
 #[test]
 fn a_kernel_that_the_build_lacks_is_named() {
-    let damaged = Damaged { sim: Sim::new(Options::default()), kernel: "silu_f32", replacement: "no_such_kernel" };
+    let damaged =
+        Damaged { sim: Sim::new(Options::default()), fails: false, kernel: "silu_f32", replacement: "no_such_kernel" };
     let backend = Gpu::new(Arc::new(damaged), Precision::F32);
     let (h, w) = tiny().height_width().unwrap();
     let program = ForwardProgram::new(&tiny(), Batch { n: 1, h, w }, false).unwrap();
     let Err(error) = backend.compile(program.plan) else { panic!("a plan without its kernel was accepted") };
     assert!(error.to_string().contains("no_such_kernel"), "{error}");
+}
+
+/// A device that fails during a read is an error, never a number.
+#[test]
+fn a_device_that_cannot_be_read_is_an_error() {
+    let damaged = Damaged { sim: Sim::new(Options::default()), fails: true, kernel: "", replacement: "" };
+    let backend = Gpu::new(Arc::new(damaged), Precision::F32);
+    let folder = tempfile::tempdir().unwrap();
+    save(folder.path(), &tiny(), 50);
+    let model = ModelFolder::open(folder.path()).unwrap();
+    let mut sampler = Sampler::new(&model, options(&model, SamplerKind::Ddim, 1), &backend).unwrap();
+    let says = |error: String| assert!(error.contains("fell off the bus"), "{error}");
+    says(sampler.run(0..1, &mut |_, _| true).unwrap_err().to_string());
+    says(sampler.draw(0..1, &mut |_| true).unwrap_err().to_string());
+    says(sampler.draw_pictures(0..1, &mut |_| true).unwrap_err().to_string());
+    says(sampler.pictures(1).unwrap_err().to_string());
+    let (h, w) = tiny().height_width().unwrap();
+    let program = ForwardProgram::new(&tiny(), Batch { n: 1, h, w }, false).unwrap();
+    let exe = backend.compile(program.plan).unwrap();
+    says(exe.read_f64(program.out).unwrap_err().to_string());
+}
+
+/// A plan that does not fit says which batch would, and that batch does.
+#[test]
+fn a_device_that_is_too_small_names_the_batch_that_fits() {
+    let config = tiny();
+    let (h, w) = config.height_width().unwrap();
+    let plan = |n| ForwardProgram::new(&config, Batch { n, h, w }, false).unwrap().plan;
+    let room = sim(Precision::F32).compile(plan(5)).unwrap().memory_bytes();
+    let small = Damaged::memory(room);
+    let Err(error) = small.compile(plan(64)) else { panic!("64 images fit where 5 do") };
+    let text = error.to_string();
+    let BackendError::DeviceMemory { asked, free, batch: Some(batch) } = error else { panic!("{text}") };
+    assert!(asked > free && free <= room && (4..=5).contains(&batch), "{text}");
+    assert!(text.contains(&format!("a batch of {batch} would fit")), "{text}");
+    // Nothing of the failed attempt is left on the device.
+    small.compile(plan(batch)).unwrap();
+    let Err(BackendError::DeviceMemory { batch: None, .. }) = Damaged::memory(1000).compile(plan(1)) else {
+        panic!("no batch fits into 1000 bytes")
+    };
 }

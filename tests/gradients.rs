@@ -51,9 +51,10 @@ fn differentiate(config: &UNetConfig, fused: bool) -> (usize, BTreeMap<String, V
     exe.write_u32(key, &[1, 2]).unwrap();
     exe.run().unwrap();
     let graph = exe.plan().graph();
-    let mut results = BTreeMap::from([("out".to_string(), exe.read_f64(net.out)), ("dx".into(), exe.read_f64(dx))]);
+    let mut results =
+        BTreeMap::from([("out".to_string(), exe.read_f64(net.out).unwrap()), ("dx".into(), exe.read_f64(dx).unwrap())]);
     for (i, spec) in graph.params().iter().enumerate() {
-        results.insert(spec.name.clone(), exe.read_f64(graph.grad(ParamId::new(i)).unwrap()));
+        results.insert(spec.name.clone(), exe.read_f64(graph.grad(ParamId::new(i)).unwrap()).unwrap());
     }
     (nodes, results)
 }
@@ -106,7 +107,7 @@ impl Step {
     fn loss(&mut self, param: ParamId, data: &[f32]) -> f64 {
         self.exe.write_param(Store::Params, param, data).unwrap();
         self.exe.run().unwrap();
-        let losses = self.exe.read_f64(self.program.losses);
+        let losses = self.exe.read_f64(self.program.losses).unwrap();
         losses.iter().step_by(3).sum::<f64>() / (losses.len() / 3) as f64
     }
 }
@@ -121,9 +122,10 @@ fn compare_with_differences(config: &UNetConfig, prediction: PredictionType, oth
     step.exe.run().unwrap();
     let graph = step.program.plan.graph();
     let specs = graph.params().to_vec();
-    let gradients: Vec<Vec<f64>> = (0..specs.len()).map(|i| step.exe.read_f64(graph.grad_at(i).unwrap())).collect();
+    let gradients: Vec<Vec<f64>> =
+        (0..specs.len()).map(|i| step.exe.read_f64(graph.grad_at(i).unwrap()).unwrap()).collect();
     let squares = gradients.iter().flatten().map(|g| g * g).sum::<f64>();
-    let norm = step.exe.read_f64(step.program.grad_norm)[0];
+    let norm = step.exe.read_f64(step.program.grad_norm).unwrap()[0];
     assert!((norm - squares.sqrt()).abs() < 1e-12 * norm, "{norm} instead of {}", squares.sqrt());
     for (i, data) in weights.iter().enumerate() {
         let (id, gradient) = (ParamId::new(i), &gradients[i]);

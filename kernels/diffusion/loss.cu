@@ -61,10 +61,11 @@ namespace {
 
 constexpr int THREADS = 256;
 
-// The row of an example's timestep; null outside the schedule and where the parameterisation is singular.
+// The row of an example's timestep; null for what is no timestep of the schedule and where the parameterisation is
+// singular.
 __device__ const LossRow* row_of(const LossArgs& args, uint64_t example) {
     const float t = args.t[example];
-    if (!(t >= 0.0f && t < float(args.timesteps))) return nullptr;
+    if (!(t >= 0.0f && t < float(args.timesteps) && t == floorf(t))) return nullptr;
     const LossRow* row = args.rows + uint32_t(t);
     return row->valid != 0.0 ? row : nullptr;
 }

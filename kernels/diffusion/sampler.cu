@@ -1,14 +1,16 @@
 // The sampling step of every sampler, and the step counter:
 //     x_0    = clip(c_x0x x_t + c_x0m model)
 //     x_next = a x_t + b x_0 + e model + p x0_prev + std z
-// with guidance, a learned variance, the noise and both results in one pass (src/diffusion/step_table.rs).
+// with guidance, a learned variance, the noise and all results in one pass (src/diffusion/step_table.rs), x_next also
+// as the bytes of a picture where they are asked for (src/levels.rs).
 //
-// Shapes: x, x0_prev, z, x_next, x0 [N,H,W,C] in f32, model [N or 2N,H,W,C or 2C] in the activation type, step [1].
-// Results may lie on x and x0_prev: a thread reads its four elements before it writes them. Layout: dense NHWC. Shared
-// memory: none.
-// Limit: bytes. Floor: 16 bytes an element and the model's, against about 10 f64 operations (30 more for a learned
-// variance) and, in steps with noise, a quarter of a Philox call.
+// Shapes: x, x0_prev, z, x_next, x0 [N,H,W,C] in f32, picture in bytes, model [N or 2N,H,W,C or 2C] in the activation
+// type, step [1]. Results may lie on x and x0_prev: a thread reads its four elements before it writes them. Layout:
+// dense NHWC. Shared memory: none.
+// Limit: bytes. Floor: 16 bytes an element, one more for the picture, and the model's, against about 10 f64 operations
+// (30 more for a learned variance) and, in steps with noise, a quarter of a Philox call.
 
+#include "diffusion/picture.cuh"
 #include "diffusion/step_row.cuh"
 #include "diffusion/variance.cuh"
 
@@ -25,6 +27,7 @@ struct SamplerStepArgs {
     const double* scales;  // divisors of dynamic thresholding, [N]
     float* x_next;
     float* x0;
+    uint8_t* picture;  // of x_next, or null
     ModelOutput model;
     double range;  // of the clip
     ImageLayout layout;
@@ -74,6 +77,7 @@ __device__ void sampler_step(const SamplerStepArgs& args) {
         for (int i = 0; i < QUAD; i++) x[i] = not_a_number();
         store_quad<float>(args.x_next, quad, whole, x);
         store_quad<float>(args.x0, quad, whole, x);
+        if (args.picture) store_picture(args.picture, quad, whole, x);
         return;
     }
     const StepRow row = args.rows[step];
@@ -107,6 +111,7 @@ __device__ void sampler_step(const SamplerStepArgs& args) {
     }
     store_quad<float>(args.x_next, quad, whole, x);
     store_quad<float>(args.x0, quad, whole, x0);
+    if (args.picture) store_picture(args.picture, quad, whole, x);
 }
 
 }  // namespace

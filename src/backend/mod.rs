@@ -6,16 +6,16 @@ pub mod gpu;
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::graph::{ParamId, Plan, ValueId};
+use crate::graph::{DType, ParamId, Plan, Value, ValueId};
 
 /// The arithmetic of a backend, which decides the element type of activations ([`crate::graph::DType::Act`]).
 ///
 /// Parameters, their gradients, optimiser state and the averages of the weights are f32 in either, and so are the sums
 /// inside an operation, norm statistics, softmax, losses and the states of a sampler.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// 32-bit activations and weights. The reference computes in f64 and rounds nothing.
@@ -54,6 +54,14 @@ pub enum BackendError {
         expected: usize,
         /// Elements of the slice.
         actual: usize,
+    },
+    /// A value was read or written as what it does not hold.
+    #[error("the value {what:?} holds {held:?}; only values of type U8 are read as bytes, and only as bytes")]
+    Type {
+        /// Name of the value.
+        what: String,
+        /// Its elements.
+        held: DType,
     },
     /// The memory is not there.
     #[error("{} MiB of memory for one buffer are not there; take a smaller batch, image or network", bytes >> 20)]
@@ -160,17 +168,29 @@ pub trait Executable: Send {
     /// Reads a kept value, a state or a gradient.
     ///
     /// # Errors
-    /// [`BackendError::Length`].
+    /// [`BackendError::Length`]; [`BackendError::Type`] for bytes.
     fn read_f32(&self, value: ValueId, data: &mut [f32]) -> Result<(), BackendError>;
 
-    /// Reads a value at the full precision of the backend; NaN throughout if the device failed, which
-    /// [`Executable::finish`] tells.
-    fn read_f64(&self, value: ValueId) -> Vec<f64> {
-        let mut data = vec![0.0; self.plan().graph().shape(value).numel()];
-        match self.read_f32(value, &mut data) {
-            Ok(()) => data.into_iter().map(f64::from).collect(),
-            Err(_) => vec![f64::NAN; data.len()],
+    /// Reads a kept value of type [`DType::U8`].
+    ///
+    /// # Errors
+    /// [`BackendError::Length`]; [`BackendError::Type`] for values of any other type.
+    fn read_u8(&self, value: ValueId, data: &mut [u8]) -> Result<(), BackendError>;
+
+    /// Reads a kept value, a state or a gradient at the full precision of the backend.
+    ///
+    /// # Errors
+    /// If the device fails, during the read or in a run before it.
+    fn read_f64(&self, value: ValueId) -> Result<Vec<f64>, BackendError> {
+        let of = self.plan().graph().value(value);
+        if of.dtype == DType::U8 {
+            let mut levels = vec![0; of.shape.numel()];
+            self.read_u8(value, &mut levels)?;
+            return Ok(levels.into_iter().map(f64::from).collect());
         }
+        let mut data = vec![0.0; of.shape.numel()];
+        self.read_f32(value, &mut data)?;
+        Ok(data.into_iter().map(f64::from).collect())
     }
 
     /// Writes one parameter's slice of a store, in the graph's layout.
@@ -222,6 +242,23 @@ pub trait Executable: Send {
 
     /// Bytes that this executable holds, workspaces included.
     fn memory_bytes(&self) -> usize;
+}
+
+/// Checks an access to a value in elements of 32 bits, or of 16 that stand for them.
+pub(crate) fn check_floats(value: &Value, len: usize) -> Result<(), BackendError> {
+    check_access(value, value.dtype != DType::U8, len)
+}
+
+/// Checks an access to a value in bytes.
+pub(crate) fn check_bytes(value: &Value, len: usize) -> Result<(), BackendError> {
+    check_access(value, value.dtype == DType::U8, len)
+}
+
+fn check_access(value: &Value, fits: bool, len: usize) -> Result<(), BackendError> {
+    if !fits {
+        return Err(BackendError::Type { what: value.name.clone(), held: value.dtype });
+    }
+    check_length(&value.name, value.shape.numel(), len)
 }
 
 /// Checks a slice against a value's number of elements.

@@ -142,9 +142,9 @@ fn pictures(args: &Args, model: &ModelFolder, names: &[String], backend: &dyn Ba
     let seconds = begin.elapsed().as_secs_f64();
     progress.finish();
     let [c, h, w] = sampler.image_shape();
-    let draw = |name: &str, frame: &[f32], count: usize| {
-        let (images, labels) = (&frame[..count * c * h * w], labels.as_deref().map(|l| &l[..count]));
-        sample::grid(&args.out.join(name), images, &sampler, labels, Some(names), Some(names.len()))
+    let draw = |name: &str, frame: &[u8], count: usize| {
+        let (pictures, labels) = (&frame[..count * c * h * w], labels.as_deref().map(|l| &l[..count]));
+        sample::grid(&args.out.join(name), pictures, &sampler, labels, Some(names), Some(names.len()))
     };
     if let Some(last) = frames.last() {
         draw("samples.png", last, SAMPLES)?.write_png(&args.out.join("samples.png"))?;

@@ -1,5 +1,6 @@
 //! `warpdiff sample`.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
@@ -108,14 +109,14 @@ pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
     let done = match kind {
         OutputKind::Animation => animate(args, &mut sampler, names.as_deref(), quiet)?,
         OutputKind::Grid => {
-            let images = draw_all(args, &mut sampler, quiet)?;
-            if let Some(images) = &images {
+            let pictures = draw_all(args, &mut sampler, quiet)?;
+            if let Some(pictures) = &pictures {
                 let labels = sampler.labels(0..args.num)?;
-                grid(&args.out, images, &sampler, labels.as_deref(), names.as_deref(), None)?.write_png(&args.out)?;
+                grid(&args.out, pictures, &sampler, labels.as_deref(), names.as_deref(), None)?.write_png(&args.out)?;
             }
-            images.is_some()
+            pictures.is_some()
         }
-        OutputKind::Npz | OutputKind::Tensors | OutputKind::Folder => stream(args, &mut sampler, quiet)?,
+        OutputKind::Npz | OutputKind::Tensors | OutputKind::Folder => stream(args, kind, &mut sampler, quiet)?,
     };
     if !done {
         eprintln!("interrupted: nothing was written");
@@ -158,15 +159,23 @@ fn batch_size(args: &Args, model: &ModelFolder, kind: OutputKind) -> Result<usiz
     Ok(args.num.div_ceil(batches))
 }
 
+/// [`Sampler::draw`] or [`Sampler::draw_pictures`].
+type Draw<T> = fn(&mut Sampler, Range<usize>, &mut dyn FnMut(usize) -> bool) -> Result<Vec<T>, SampleError>;
+
 /// Draws one batch; `None` if somebody asked to stop.
-fn draw_batch(sampler: &mut Sampler, first: usize, count: usize, progress: &mut Progress) -> Result<Option<Vec<f32>>> {
+fn draw_batch<T>(
+    sampler: &mut Sampler,
+    draw: Draw<T>,
+    indices: Range<usize>,
+    progress: &mut Progress,
+) -> Result<Option<Vec<T>>> {
     if interrupt::asked() {
         return Ok(None);
     }
-    let steps = sampler.steps() as u64;
-    let done = first as u64 * steps;
-    let images = sampler.draw(first..first + count, &mut |step| {
-        progress.at(done + (step * count) as u64, "");
+    let done = indices.start * sampler.steps();
+    let count = indices.len();
+    let images = draw(sampler, indices, &mut |step| {
+        progress.at((done + step * count) as u64, "");
         !interrupt::asked()
     });
     unless_stopped(images)
@@ -185,41 +194,52 @@ fn unless_stopped<T>(result: Result<T, SampleError>) -> Result<Option<T>> {
     }
 }
 
-/// All samples in memory; `None` if somebody asked to stop.
-fn draw_all(args: &Args, sampler: &mut Sampler, quiet: bool) -> Result<Option<Vec<f32>>> {
+/// The pictures of all samples; `None` if somebody asked to stop.
+fn draw_all(args: &Args, sampler: &mut Sampler, quiet: bool) -> Result<Option<Vec<u8>>> {
     let mut progress = progress(args, sampler, quiet);
-    let mut images = Vec::new();
-    for first in (0..args.num).step_by(sampler.batch()) {
-        let count = sampler.batch().min(args.num - first);
-        let Some(batch) = draw_batch(sampler, first, count, &mut progress)? else { return Ok(None) };
-        images.extend(batch);
+    let mut pictures = Vec::new();
+    for indices in batches(args.num, sampler.batch()) {
+        let batch = draw_batch(sampler, Sampler::draw_pictures, indices, &mut progress)?;
+        let Some(batch) = batch else { return Ok(None) };
+        pictures.extend(batch);
     }
     progress.finish();
-    Ok(Some(images))
+    Ok(Some(pictures))
 }
 
-/// Batch by batch into a file or a folder; false if somebody asked to stop.
-fn stream(args: &Args, sampler: &mut Sampler, quiet: bool) -> Result<bool> {
+/// The samples of each batch.
+fn batches(count: usize, batch: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..count).step_by(batch).map(move |first| first..count.min(first + batch))
+}
+
+/// Batch by batch into a file or a folder, tensors as floats and the others as bytes; false if somebody asked to stop.
+fn stream(args: &Args, kind: OutputKind, sampler: &mut Sampler, quiet: bool) -> Result<bool> {
     let [channels, height, width] = sampler.image_shape();
     let labelled = sampler.labels(0..1)?.is_some();
     let shape = SampleShape { count: args.num, channels, height, width, labelled };
     let mut sink = open_sink(&args.out, shape)?;
     let mut progress = progress(args, sampler, quiet);
-    for first in (0..args.num).step_by(sampler.batch()) {
-        let count = sampler.batch().min(args.num - first);
-        let Some(images) = draw_batch(sampler, first, count, &mut progress)? else { return Ok(false) };
-        let labels = sampler.labels(first..first + count)?;
-        sink.push(ImageBatch::new(&images, channels, height, width), labels.as_deref())?;
+    for indices in batches(args.num, sampler.batch()) {
+        let labels = sampler.labels(indices.clone())?;
+        if kind == OutputKind::Tensors {
+            let images = draw_batch(sampler, Sampler::draw, indices, &mut progress)?;
+            let Some(images) = images else { return Ok(false) };
+            sink.push(ImageBatch::new(&images, channels, height, width), labels.as_deref())?;
+        } else {
+            let pictures = draw_batch(sampler, Sampler::draw_pictures, indices, &mut progress)?;
+            let Some(pictures) = pictures else { return Ok(false) };
+            sink.push(ImageBatch::from_bytes(&pictures, channels, height, width), labels.as_deref())?;
+        }
     }
     sink.finish()?;
     progress.finish();
     Ok(true)
 }
 
-/// A grid of samples with the names of their classes; nearly square unless `columns` says otherwise.
+/// A grid of pictures with the names of their classes; nearly square unless `columns` says otherwise.
 pub(super) fn grid(
     path: &Path,
-    images: &[f32],
+    pictures: &[u8],
     sampler: &Sampler,
     labels: Option<&[u32]>,
     names: Option<&[String]>,
@@ -233,7 +253,7 @@ pub(super) fn grid(
     let text: Option<Vec<String>> = labels.map(|l| l.iter().map(name).collect());
     Ok(draw_grid(
         path,
-        ImageBatch::new(images, c, h, w),
+        ImageBatch::from_bytes(pictures, c, h, w),
         text.as_deref(),
         GridStyle { columns, ..GridStyle::default() },
     )?)
@@ -248,31 +268,30 @@ fn animate(args: &Args, sampler: &mut Sampler, names: Option<&[String]>, quiet: 
     let frames = frames(sampler, args.num, &mut |step, count| progress.at(((step + 1) * count) as u64, ""));
     progress.finish();
     let Some(frames) = unless_stopped(frames)? else { return Ok(false) };
-    let draw = |f: &Vec<f32>| grid(&args.out, f, sampler, labels.as_deref(), names, None);
+    let draw = |f: &Vec<u8>| grid(&args.out, f, sampler, labels.as_deref(), names, None);
     let canvases = frames.iter().map(draw).collect::<Result<Vec<_>>>()?;
     write_gif(&args.out, canvases, Timing::default())?;
     Ok(true)
 }
 
-/// The images of the first `count` samples along the way, the last frame the result.
+/// The pictures of the first `count` samples along the way, the last frame the result.
 pub(super) fn frames(
     sampler: &mut Sampler,
     count: usize,
     on_step: &mut dyn FnMut(usize, usize),
-) -> Result<Vec<Vec<f32>>, SampleError> {
+) -> Result<Vec<Vec<u8>>, SampleError> {
     let steps = sampler.steps();
     let every = steps.div_ceil(FRAMES);
     let mut frames = Vec::new();
-    let last = sampler.run(0..count, &mut |step, images| {
-        if (step + 1).is_multiple_of(every) && step + 1 < steps {
-            frames.push(images());
+    let last = sampler.run(0..count, &mut |step, pictures| {
+        if (step + 1).is_multiple_of(every) || step + 1 == steps {
+            frames.push(pictures());
         }
         on_step(step, count);
         !interrupt::asked() && frames.last().is_none_or(Result::is_ok)
     });
     // A frame that could not be fetched says why the run was stopped.
-    let frames: Result<Vec<_>, _> = frames.into_iter().collect();
-    let (mut frames, last) = (frames?, last?);
-    frames.push(last);
+    let frames = frames.into_iter().collect::<Result<Vec<_>, _>>()?;
+    last?;
     Ok(frames)
 }

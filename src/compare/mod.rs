@@ -95,11 +95,11 @@ fn has_operands(op: &Op) -> bool {
     !matches!(op, Op::GlobalNorm | Op::AdamW(_))
 }
 
-fn operand(exe: &dyn Executable, integers: &Integers, value: ValueId) -> Operand {
+fn operand(exe: &dyn Executable, integers: &Integers, value: ValueId) -> Result<Operand, BackendError> {
     if let Some((_, data)) = integers.iter().find(|(v, _)| *v == value) {
-        return Operand::Integers(data.clone());
+        return Ok(Operand::Integers(data.clone()));
     }
-    Operand::Floats(exe.read_f64(value).iter().map(|&x| x as f32).collect())
+    Ok(Operand::Floats(exe.read_f64(value)?.iter().map(|&x| x as f32).collect()))
 }
 
 /// The value of an operand.

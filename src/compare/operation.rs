@@ -19,13 +19,13 @@ impl Operation {
         graph: &Graph,
         node: &Node,
         precision: Precision,
-        value: impl Fn(ValueId) -> Operand,
+        value: impl Fn(ValueId) -> Result<Operand, BackendError>,
     ) -> Result<Self, BackendError> {
         let mut single = Graph::new();
         let mut operands = Vec::new();
         for (i, &v) in node.inputs.iter().enumerate() {
             let of = graph.value(v);
-            let mut data = value(v);
+            let mut data = value(v)?;
             let narrow = of.dtype == DType::Act || (i == 1 && reads_weights(&node.op));
             if let (Operand::Floats(x), Precision::Bf16, true) = (&mut data, precision, narrow) {
                 x.iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32());
@@ -50,7 +50,7 @@ impl Operation {
         }
         exe.run()?;
         exe.finish()?;
-        Ok(self.results.iter().map(|&v| exe.read_f64(v)).collect())
+        self.results.iter().map(|&v| exe.read_f64(v)).collect()
     }
 }
 

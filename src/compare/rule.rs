@@ -64,9 +64,18 @@ impl Limits {
     /// Where rounding happens to cost nothing, an activation may still be off by half a unit in the last place of the
     /// largest, and the whole by as much as one such element makes. Results that are stored in f32 are not rounded by
     /// the reference; they get the limits of f32 kernels instead.
+    ///
+    /// Bytes may be off by one level, in one element and in as many as an error of f32 size in [-1, 1] moves over the
+    /// border of two levels.
     pub fn new(dtype: DType, gradient: bool, exact: &[f64], rounded: Option<&[f64]>) -> Self {
         let f32_limit = if gradient { GRADIENT } else { FORWARD };
-        let floor = Self { worst: f32_limit, norm: f32_limit };
+        let floor = match dtype {
+            DType::U8 => {
+                let moved = 1.0 + 2.0 * 127.5 * FORWARD * exact.len() as f64;
+                Self { worst: 1.0 / largest(exact), norm: moved.sqrt() / length(exact) }
+            }
+            _ => Self { worst: f32_limit, norm: f32_limit },
+        };
         let Some(rounded) = rounded else { return floor };
         let yardstick = Errors::between(rounded, exact);
         if !yardstick.worst.is_finite() {

@@ -123,6 +123,14 @@ impl TrainingObjective {
         &self.schedule
     }
 
+    /// The timestep that a number means; `None` for numbers that are no timestep of the schedule (NaN, negative,
+    /// fractional, too large).
+    pub fn timestep(&self, t: f64) -> Option<usize> {
+        // False for NaN, too.
+        let inside = t >= 0.0 && t < self.schedule.num_timesteps() as f64;
+        (inside && t.fract() == 0.0).then_some(t as usize)
+    }
+
     /// Whether the network's output has variance channels.
     pub fn learned_variance(&self) -> bool {
         self.variance_type.is_learned()

@@ -319,7 +319,11 @@ impl Check<'_> {
                 if s.noise == super::NoiseSource::Given {
                     self.expect(6, "z", x)?;
                 }
-                vec![(x, F32), (x, F32)]
+                let mut out = vec![(x, F32), (x, F32)];
+                if s.picture {
+                    out.push((x, DType::U8));
+                }
+                out
             }
             Op::Advance => {
                 self.count(1)?;

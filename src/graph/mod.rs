@@ -65,6 +65,8 @@ pub enum DType {
     F32,
     /// 32-bit integers: labels, counters, the key of the random generator.
     I32,
+    /// Bytes: the grey levels of a picture.
+    U8,
 }
 
 impl DType {
@@ -73,6 +75,7 @@ impl DType {
         match (self, precision) {
             (DType::Act, Precision::Bf16) => 2,
             (DType::Act, Precision::F32) | (DType::F32 | DType::I32, _) => 4,
+            (DType::U8, _) => 1,
         }
     }
 }

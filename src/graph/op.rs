@@ -145,6 +145,9 @@ pub struct SamplerStep {
     pub guidance: Option<f64>,
     /// Where z comes from.
     pub noise: NoiseSource,
+    /// Whether x_next as a picture is a result, too: bytes `[N, H, W, C]`, each [`crate::levels::to_byte`] of the stored
+    /// f32. It is that of every step and not of the last alone, so that the picture is x's whenever it is read.
+    pub picture: bool,
 }
 
 /// Forward noising, x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps, in one pass.
@@ -324,7 +327,7 @@ pub enum Op {
         /// Number of samples, N.
         batch: usize,
     },
-    /// `x, model, x0_prev, step [1], sample_index [N], key [2], (z) -> x_next, x0`.
+    /// `x, model, x0_prev, step [1], sample_index [N], key [2], (z) -> x_next, x0, (picture)`.
     SamplerStep(SamplerStep),
     /// `step [1] -> step + 1`.
     Advance,

@@ -4,6 +4,7 @@ use std::io::{Seek, SeekFrom, Write};
 use std::path::Path;
 
 use super::atomic::AtomicFile;
+use super::pixels::Elements;
 use super::safetensors_write::{Header, write_le};
 use super::sink::{Ledger, SampleShape, SampleSink};
 use super::{FileError, ImageBatch};
@@ -44,8 +45,11 @@ impl TensorSink {
 
 impl SampleSink for TensorSink {
     fn push(&mut self, images: ImageBatch<'_>, labels: Option<&[u32]>) -> Result<(), FileError> {
+        let Elements::Floats(values) = images.elements else {
+            return Err(self.ledger.unwritable("tensors hold floats, bytes came".into()));
+        };
         self.ledger.accept(&images, labels)?;
-        let result = write_le(&mut self.file, images.values, f32::to_le_bytes);
+        let result = write_le(&mut self.file, values, f32::to_le_bytes);
         let result = result.map_err(FileError::os("write", self.ledger.path()));
         self.ledger.record(result)
     }

@@ -26,6 +26,8 @@ pub struct SamplingProgram {
     pub plan: Plan,
     /// State x_t `[N, H, W, C]`: write x_T, read the result.
     pub x: ValueId,
+    /// x as bytes `[N, H, W, C]`, the order of a picture: of the last run, to be read before the next.
+    pub picture: ValueId,
     /// State: the x_0 estimate of the last step.
     pub x0: ValueId,
     /// State: the next step, `[1]`; write 0 to begin.
@@ -77,14 +79,26 @@ impl SamplingProgram {
             table: Arc::clone(&options.table),
             guidance: options.guidance,
             noise: options.noise,
+            picture: true,
         });
         let operands: Vec<ValueId> = [x, net.out, x0, step, sample_index, key].into_iter().chain(z).collect();
         let results = graph.push(sampler, &operands)?;
         let next = graph.apply(Op::Advance, &[step])?;
+        graph.keep(results[2]);
         graph.bind(results[0], x);
         graph.bind(results[1], x0);
         graph.bind(next, step);
         fuse(&mut graph);
-        Ok(Self { plan: Plan::new(graph), x, x0, step, sample_index, key, class: class_value(class), z })
+        Ok(Self {
+            plan: Plan::new(graph),
+            x,
+            x0,
+            step,
+            sample_index,
+            key,
+            class: class_value(class),
+            z,
+            picture: results[2],
+        })
     }
 }

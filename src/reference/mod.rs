@@ -16,7 +16,7 @@ mod training;
 
 use std::borrow::Cow;
 
-use crate::backend::{Backend, BackendError, Executable, Precision, Store, check_length};
+use crate::backend::{Backend, BackendError, Executable, Precision, Store, check_bytes, check_floats, check_length};
 use crate::graph::{AdamW, DType, Node, Op, ParamId, Plan, Shape, Source, ValueId};
 
 /// An operand: shape and elements.
@@ -162,16 +162,23 @@ impl Executable for RefExecutable {
     }
 
     fn read_f32(&self, value: ValueId, data: &mut [f32]) -> Result<(), BackendError> {
-        let source = self.data(value);
-        check_length(self.name(value), source.len(), data.len())?;
-        for (to, from) in data.iter_mut().zip(source) {
+        check_floats(self.plan.graph().value(value), data.len())?;
+        for (to, from) in data.iter_mut().zip(self.data(value)) {
             *to = *from as f32;
         }
         Ok(())
     }
 
-    fn read_f64(&self, value: ValueId) -> Vec<f64> {
-        self.data(value).to_vec()
+    fn read_u8(&self, value: ValueId, data: &mut [u8]) -> Result<(), BackendError> {
+        check_bytes(self.plan.graph().value(value), data.len())?;
+        for (to, from) in data.iter_mut().zip(self.data(value)) {
+            *to = *from as u8;
+        }
+        Ok(())
+    }
+
+    fn read_f64(&self, value: ValueId) -> Result<Vec<f64>, BackendError> {
+        Ok(self.data(value).to_vec())
     }
 
     fn write_param(&mut self, store: Store, param: ParamId, data: &[f32]) -> Result<(), BackendError> {

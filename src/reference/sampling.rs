@@ -4,6 +4,7 @@ use super::Tensor;
 use crate::diffusion::StepTable;
 use crate::graph::NoiseSource;
 use crate::graph::op::SamplerStep;
+use crate::levels::to_byte;
 use crate::rng::{Sequence, Stream};
 
 pub(super) fn timestep(table: &StepTable, batch: usize, step: Tensor) -> Vec<Vec<f64>> {
@@ -44,5 +45,10 @@ pub(super) fn step(s: &SamplerStep, t: &[Tensor]) -> Vec<Vec<f64>> {
             .collect();
         s.table.step_image(step, x, &model, &v, x0, &z);
     }
-    vec![x, x0]
+    if !s.picture {
+        return vec![x, x0];
+    }
+    // Of the f32 that a reader of x gets, so that both show the same picture.
+    let picture = x.iter().map(|&x| f64::from(to_byte(x as f32))).collect();
+    vec![x, x0, picture]
 }

@@ -40,20 +40,21 @@ pub(super) fn loss(o: &TrainingObjective, noise: LossNoise, x: &[Tensor]) -> Vec
     let per_image = |t: &Tensor| t.data.len() / batch;
     for (n, dout) in dout.chunks_mut(per_image(&x[0])).enumerate() {
         let image = |i: usize| &x[i].data[n * per_image(&x[i])..][..per_image(&x[i])];
-        let t = x[4].data[n] as usize;
+        let t = o.timestep(x[4].data[n]);
         let (x_t, eps) = match noise {
             LossNoise::Given => (image(2).to_vec(), image(3).to_vec()),
             LossNoise::Redrawn => {
-                // A timestep outside the schedule is refused below.
-                let alpha_bar = o.schedule().alpha_bars.get(t).copied().unwrap_or(f64::NAN);
+                // What is no timestep is refused below.
+                let alpha_bar = t.map_or(f64::NAN, |t| o.schedule().alpha_bars[t]);
                 let row = (alpha_bar.sqrt(), (1.0 - alpha_bar).sqrt());
                 noised(image(1), x[2].data[n] as u32, key_of(x[3]), row)
             }
         };
-        let example = Example { t, x0: image(1), x_t: &x_t, eps: &eps, out: image(0), channels: x[1].shape.channels() };
-        match o.example(example, 1.0 / batch as f64, dout) {
-            Ok(l) => losses.extend([l.loss, l.simple, l.vb]),
-            Err(_) => losses.extend([f64::NAN; 3]),
+        let channels = x[1].shape.channels();
+        let example = |t| Example { t, x0: image(1), x_t: &x_t, eps: &eps, out: image(0), channels };
+        match t.map(|t| o.example(example(t), 1.0 / batch as f64, dout)) {
+            Some(Ok(l)) => losses.extend([l.loss, l.simple, l.vb]),
+            _ => losses.extend([f64::NAN; 3]),
         }
     }
     vec![losses, dout]

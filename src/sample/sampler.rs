@@ -33,9 +33,9 @@ pub struct SampleOptions {
     pub batch: usize,
 }
 
-/// Called after each step with its number and a function that fetches the images so far, `[N, C, H, W]`; returns whether to
-/// go on.
-pub type OnStep<'a> = dyn FnMut(usize, &dyn Fn() -> Result<Vec<f32>, SampleError>) -> bool + 'a;
+/// Called after each step with its number and a function that fetches the pictures so far, bytes `[N, H, W, C]`;
+/// returns whether to go on.
+pub type OnStep<'a> = dyn FnMut(usize, &dyn Fn() -> Result<Vec<u8>, SampleError>) -> bool + 'a;
 
 /// What [`Sampler::draw`] aims at between two looks at its caller.
 const GROUP: Duration = Duration::from_millis(200);
@@ -117,7 +117,7 @@ impl Sampler {
 
     /// Draws the samples `indices`, at most [`Sampler::batch`] of them; returns `[N, C, H, W]` in about [-1, 1].
     ///
-    /// `on_step` is called after each step with its number and a function that fetches the images so far.
+    /// `on_step` is called after each step with its number and a function that fetches the pictures so far.
     ///
     /// # Errors
     /// [`SampleError`]; samples that are not finite are an error, and so is being stopped by `on_step`.
@@ -126,11 +126,11 @@ impl Sampler {
         let count = indices.len();
         for step in 0..self.steps() {
             self.exe.run()?;
-            if !on_step(step, &|| self.images(count)) {
+            if !on_step(step, &|| self.pictures(count)) {
                 return Err(SampleError::Stopped);
             }
         }
-        self.result(indices)
+        self.images(indices)
     }
 
     /// Draws as [`Sampler::run`] does, but in groups of steps, through which the device runs without waiting for the host.
@@ -145,7 +145,41 @@ impl Sampler {
         indices: Range<usize>,
         go_on: &mut dyn FnMut(usize) -> bool,
     ) -> Result<Vec<f32>, SampleError> {
-        self.begin(&indices)?;
+        self.advance(&indices, go_on)?;
+        self.images(indices)
+    }
+
+    /// Draws as [`Sampler::draw`] does, but returns the pictures: bytes `[N, H, W, C]`, those of the images by
+    /// [`crate::levels::to_byte`].
+    ///
+    /// # Errors
+    /// As [`Sampler::run`].
+    pub fn draw_pictures(
+        &mut self,
+        indices: Range<usize>,
+        go_on: &mut dyn FnMut(usize) -> bool,
+    ) -> Result<Vec<u8>, SampleError> {
+        let count = indices.len();
+        self.advance(&indices, go_on)?;
+        self.finite(indices)?;
+        self.pictures(count)
+    }
+
+    /// The pictures of the first `count` samples after the last step that ran: bytes `[N, H, W, C]`.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn pictures(&self, count: usize) -> Result<Vec<u8>, SampleError> {
+        let [c, h, w] = self.image_shape();
+        let mut bytes = vec![0; self.batch.numel(c)];
+        self.exe.read_u8(self.program.picture, &mut bytes)?;
+        bytes.truncate(count * h * w * c);
+        Ok(bytes)
+    }
+
+    /// Takes all steps of a batch.
+    fn advance(&mut self, indices: &Range<usize>, go_on: &mut dyn FnMut(usize) -> bool) -> Result<(), SampleError> {
+        self.begin(indices)?;
         let (mut done, mut group) = (0, 1);
         while done < self.steps() {
             let begin = Instant::now();
@@ -158,7 +192,7 @@ impl Sampler {
             }
             group = group_size(begin.elapsed() / times as u32);
         }
-        self.result(indices)
+        Ok(())
     }
 
     /// Checks the indices and writes the inputs of their batch.
@@ -174,14 +208,24 @@ impl Sampler {
         self.start(&filled)
     }
 
-    /// The images after the last step.
-    fn result(&self, indices: Range<usize>) -> Result<Vec<f32>, SampleError> {
-        let images = self.images(indices.len())?;
-        if let Some(at) = images.iter().position(|v| !v.is_finite()) {
-            let sample = indices.start + at / (images.len() / indices.len().max(1));
-            return Err(SampleError::NotFinite { sample, step: self.steps() });
+    /// The samples `indices` after the last step, NCHW.
+    fn images(&self, indices: Range<usize>) -> Result<Vec<f32>, SampleError> {
+        let [c, h, w] = self.image_shape();
+        let count = indices.len();
+        Ok(nhwc_to_nchw(&self.finite(indices)?, [count, c, h, w]))
+    }
+
+    /// The samples `indices` after the last step, NHWC. Pictures need them, too: a byte no longer shows what is not
+    /// finite.
+    fn finite(&self, indices: Range<usize>) -> Result<Vec<f32>, SampleError> {
+        let [c, h, w] = self.image_shape();
+        let mut x = vec![0.0; self.batch.numel(c)];
+        self.exe.read_f32(self.program.x, &mut x)?;
+        x.truncate(indices.len() * h * w * c);
+        match x.iter().position(|v| !v.is_finite()) {
+            Some(at) => Err(SampleError::NotFinite { sample: indices.start + at / (h * w * c), step: self.steps() }),
+            None => Ok(x),
         }
-        Ok(images)
     }
 
     /// Writes x_T, the labels and the counters of a batch.
@@ -207,14 +251,6 @@ impl Sampler {
             self.exe.write_u32(class, &labels)?;
         }
         Ok(())
-    }
-
-    /// The first `count` images of the current batch, NCHW.
-    fn images(&self, count: usize) -> Result<Vec<f32>, SampleError> {
-        let [c, h, w] = self.image_shape();
-        let mut nhwc = vec![0.0; self.batch.numel(c)];
-        self.exe.read_f32(self.program.x, &mut nhwc)?;
-        Ok(nhwc_to_nchw(&nhwc[..count * h * w * c], [count, c, h, w]))
     }
 }
 

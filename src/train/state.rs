@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::{TrainError, TrainOptions};
+use crate::backend::Precision;
 use crate::data::Dataset;
 use crate::io::FileError;
 use crate::io::atomic_folder::locate;
@@ -103,6 +104,9 @@ pub struct TrainingState {
     pub step: u64,
     /// Time spent in steps, in seconds, over all sessions.
     pub seconds: f64,
+    /// Arithmetic of the network; the device may change from session to session.
+    #[serde(default)]
+    pub precision: Precision,
     /// How it is trained.
     pub options: TrainOptions,
     /// What it is trained on.
@@ -169,6 +173,7 @@ mod tests {
             warpdiff: "0.1.0".into(),
             step: 12,
             seconds: 0.1 + 0.2,
+            precision: Precision::Bf16,
             options: TrainOptions::default(),
             dataset: DatasetDescription::of(&Digits::load().unwrap()).unwrap(),
         }

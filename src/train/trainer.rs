@@ -121,7 +121,10 @@ impl Trainer {
         recover(folder)?;
         let checkpoint = Checkpoint::open(folder)?;
         let (state, model) = (&checkpoint.state, &checkpoint.model);
-        let differences = state.options.differences(&options);
+        let mut differences = state.options.differences(&options);
+        if state.precision != backend.precision() {
+            differences.push(format!("precision: {} -> {}", state.precision, backend.precision()));
+        }
         if !differences.is_empty() {
             return Err(TrainError::OptionsChanged { folder: folder.to_path_buf(), differences });
         }
@@ -345,6 +348,7 @@ impl Trainer {
             warpdiff: env!("CARGO_PKG_VERSION").to_string(),
             step: self.step,
             seconds: self.seconds,
+            precision: self.exe.plan().precision(),
             options: self.options.clone(),
             dataset: self.description.clone(),
         }

@@ -4,19 +4,19 @@ use std::sync::Arc;
 
 use super::case::{Case, Check};
 use super::{Measured, VerifyError, relative_error, tolerance_key};
-use crate::backend::{Backend, Executable};
+use crate::backend::{Backend, BackendError, Executable};
 use crate::diffusion::StepTable;
 use crate::graph::{NoiseSource, ValueId};
 use crate::layout::nhwc_to_nchw;
 use crate::program::{Batch, ForwardProgram, SamplingOptions, SamplingProgram};
 
 /// A value of `[N, H, W, C]` as NCHW, or any other value as it is.
-fn read(exe: &dyn Executable, value: ValueId) -> Vec<f64> {
-    let data = exe.read_f64(value);
-    match exe.plan().graph().shape(value).dims() {
+fn read(exe: &dyn Executable, value: ValueId) -> Result<Vec<f64>, BackendError> {
+    let data = exe.read_f64(value)?;
+    Ok(match exe.plan().graph().shape(value).dims() {
         &[n, h, w, c] => nhwc_to_nchw(&data, [n, c, h, w]),
         _ => data,
-    }
+    })
 }
 
 /// Runs the network on the inputs of a forward check.
@@ -41,7 +41,7 @@ fn run_forward(
 
 pub(super) fn forward(case: &Case, check: Check, backend: &dyn Backend) -> Result<Measured, VerifyError> {
     let (exe, program) = run_forward(case, check, backend, false)?;
-    let error = relative_error(&read(exe.as_ref(), program.out), &check.output("sample")?);
+    let error = relative_error(&read(exe.as_ref(), program.out)?, &check.output("sample")?);
     Ok(Measured::new(error, check.get(tolerance_key(backend.precision()))?, "model output"))
 }
 
@@ -62,7 +62,7 @@ pub(super) fn activations(case: &Case, check: Check, backend: &dyn Backend) -> R
             continue;
         }
         compared += 1;
-        let error = relative_error(&read(exe.as_ref(), *value), &case.tensor(&golden)?.1);
+        let error = relative_error(&read(exe.as_ref(), *value)?, &case.tensor(&golden)?.1);
         if error.is_nan() || error > tolerance {
             return Ok(Measured::new(error, tolerance, format!("{name} is the first layer that differs")));
         }
@@ -112,11 +112,11 @@ pub(super) fn sample(case: &Case, check: Check, backend: &dyn Backend) -> Result
         exe.finish()?;
         if let Some(at) = kept.iter().position(|&k| k == step) {
             let golden = &trajectory[at * n * c * h * w..][..n * c * h * w];
-            let error = relative_error(&read(exe.as_ref(), program.x), golden);
+            let error = relative_error(&read(exe.as_ref(), program.x)?, golden);
             worst = worst.worse(Measured::new(error, tolerance, format!("x after step {step}")));
         }
     }
-    let error = relative_error(&read(exe.as_ref(), program.x), &check.output("x_0")?);
+    let error = relative_error(&read(exe.as_ref(), program.x)?, &check.output("x_0")?);
     Ok(worst.worse(Measured::new(error, tolerance, "x_0")))
 }
 

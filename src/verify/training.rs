@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::case::{Case, Check};
 use super::network::step_images;
 use super::{Measured, VerifyError, relative_error};
-use crate::backend::{Backend, Executable, Store};
+use crate::backend::{Backend, BackendError, Executable, Store};
 use crate::diffusion::{
     BetaConfig, LossWeighting, Objective, Schedule, SchedulerConfig, TrainingObjective, VarianceType,
 };
@@ -61,9 +61,9 @@ fn given(check: Check, program: &TrainingProgram) -> Result<Given, VerifyError> 
     program.given.ok_or_else(|| check.error("the program draws its own noise"))
 }
 
-fn mean_loss(exe: &dyn Executable, program: &TrainingProgram) -> f64 {
-    let losses = exe.read_f64(program.losses);
-    losses.iter().step_by(3).sum::<f64>() / (losses.len() / 3) as f64
+fn mean_loss(exe: &dyn Executable, program: &TrainingProgram) -> Result<f64, BackendError> {
+    let losses = exe.read_f64(program.losses)?;
+    Ok(losses.iter().step_by(3).sum::<f64>() / (losses.len() / 3) as f64)
 }
 
 pub(super) fn gradients(case: &Case, check: Check, backend: &dyn Backend) -> Result<Measured, VerifyError> {
@@ -80,14 +80,14 @@ pub(super) fn gradients(case: &Case, check: Check, backend: &dyn Backend) -> Res
     exe.finish()?;
 
     let tolerance = check.get("tol_rel_fp32")?;
-    let out = nhwc_to_nchw(&exe.read_f64(program.out), [n, exe.plan().graph().shape(program.out).channels(), h, w]);
+    let out = nhwc_to_nchw(&exe.read_f64(program.out)?, [n, exe.plan().graph().shape(program.out).channels(), h, w]);
     let mut worst = Measured::new(relative_error(&out, &check.output("out")?), tolerance, "model output");
-    let loss = relative_error(&[mean_loss(exe.as_ref(), &program)], &check.output("loss")?);
+    let loss = relative_error(&[mean_loss(exe.as_ref(), &program)?], &check.output("loss")?);
     worst = worst.worse(Measured::new(loss, tolerance, "loss"));
 
     let prefix = check.output_name("grads_prefix")?;
     let total: f64 = check.get("total_grad_norm")?;
-    let norm = exe.read_f64(program.grad_norm)[0];
+    let norm = exe.read_f64(program.grad_norm)?[0];
     worst = worst.worse(Measured::new((norm - total).abs() / total, tolerance, "global norm"));
     let graph = exe.plan().graph();
     for (i, spec) in graph.params().iter().enumerate() {
@@ -99,7 +99,7 @@ pub(super) fn gradients(case: &Case, check: Check, backend: &dyn Backend) -> Res
                 }
                 continue;
             };
-            let data: Vec<f32> = exe.read_f64(value).iter().map(|&v| v as f32).collect();
+            let data: Vec<f32> = exe.read_f64(value)?.iter().map(|&v| v as f32).collect();
             let data = spec.export(k, &data);
             let golden = case.tensor(&name)?.1;
             let norm = |it: &mut dyn Iterator<Item = f64>| it.map(|v| v * v).sum::<f64>().sqrt();
@@ -173,9 +173,9 @@ pub(super) fn steps(case: &Case, check: Check, backend: &dyn Backend) -> Result<
         exe.write_f32(program.hyper, &hyper)?;
         exe.run()?;
         exe.finish()?;
-        let loss = (mean_loss(exe.as_ref(), &program) - losses[k]).abs() / losses[k].abs();
+        let loss = (mean_loss(exe.as_ref(), &program)? - losses[k]).abs() / losses[k].abs();
         worst = worst.worse(Measured::new(loss, loss_tolerance, format!("loss of step {k}")));
-        let norm = (exe.read_f64(program.grad_norm)[0] - norms[k]).abs() / norms[k];
+        let norm = (exe.read_f64(program.grad_norm)?[0] - norms[k]).abs() / norms[k];
         worst = worst.worse(Measured::new(norm, loss_tolerance, format!("gradient norm of step {k}")));
     }
     for (store, key) in [(Store::Params, "params_prefix"), (Store::Ema, "ema_prefix")] {

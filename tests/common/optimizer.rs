@@ -62,7 +62,7 @@ impl Tiny {
         let hyper = [0.25, correction(optimizer.beta1), correction(optimizer.beta2), 0.5];
         self.exe.write_f32(self.hyper, &hyper).unwrap();
         self.exe.run().unwrap();
-        let mut results = vec![("gradient norm".to_string(), self.exe.read_f64(self.norm))];
+        let mut results = vec![("gradient norm".to_string(), self.exe.read_f64(self.norm).unwrap())];
         for store in Store::ALL {
             for (i, initial) in self.initial.iter().enumerate() {
                 let mut data = vec![f32::NAN; initial.len()];

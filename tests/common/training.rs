@@ -42,7 +42,7 @@ pub fn training_steps(config: &UNetConfig, steps: u64, backend: &dyn Backend) ->
         let corrections = [0.9f64, 0.999].map(|beta| (1.0 - beta.powi(k as i32)) as f32);
         exe.write_f32(program.hyper, &[1e-3, corrections[0], corrections[1], 0.99]).unwrap();
         exe.run().unwrap();
-        exe.read_f64(program.losses).chunks(3).map(|l| l[0]).sum::<f64>() / 2.0
+        exe.read_f64(program.losses).unwrap().chunks(3).map(|l| l[0]).sum::<f64>() / 2.0
     };
     (1..=steps).map(step).collect()
 }

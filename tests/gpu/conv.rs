@@ -92,7 +92,7 @@ fn every_epilogue_matches_the_reference() {
     for bits in 0..8 {
         // Vector and element-wise stores.
         for k in [8, 3] {
-            check_layer(SAME, bits, 0.7071, [3, 3, 5, 8], k, bits as u64);
+            check_layer(SAME, bits, 0.75, [3, 3, 5, 8], k, bits as u64);
         }
     }
 }
@@ -142,7 +142,8 @@ fn assert_batch_invariant(of: impl Fn(usize) -> Case, images: usize, shared: &[u
     }
     batch.exe.run().unwrap();
     alone.exe.run().unwrap();
-    let (actual, expected) = (batch.exe.read_f64(batch.outputs[0]), alone.exe.read_f64(alone.outputs[0]));
+    let (actual, expected) =
+        (batch.exe.read_f64(batch.outputs[0]).unwrap(), alone.exe.read_f64(alone.outputs[0]).unwrap());
     let actual = &actual[actual.len() - expected.len()..];
     assert!(actual.iter().zip(&expected).all(|(a, e)| a.to_bits() == e.to_bits()), "{precision}: {}", of(images).id);
     assert!(expected.iter().any(|v| v.abs() > 0.1));

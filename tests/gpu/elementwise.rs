@@ -62,7 +62,7 @@ fn a_dropout_mask_belongs_to_its_example() {
         let sim = Gpu::new(device(), Precision::F32);
         let mut built = build(&case, &sim, false, 1, Precision::F32);
         built.exe.run().unwrap();
-        built.exe.read_f64(built.outputs[0]).chunks(elements).map(<[f64]>::to_vec).collect::<Vec<_>>()
+        built.exe.read_f64(built.outputs[0]).unwrap().chunks(elements).map(<[f64]>::to_vec).collect::<Vec<_>>()
     };
     let (alone, among) = (mask(vec![12]), mask(vec![3, 12, 5]));
     assert_eq!(alone[0], among[1]);

@@ -1,5 +1,6 @@
 //! Checks of whole graphs that no single case describes.
 
+use warpdiff::backend::cpu::Cpu;
 use warpdiff::backend::gpu::Gpu;
 use warpdiff::backend::{Backend, Precision};
 use warpdiff::graph::DType;
@@ -53,6 +54,13 @@ pub fn on_devices(precision: Precision, run: impl Fn(&dyn Backend)) {
     for driver in devices() {
         run(&Gpu::new(driver, precision));
     }
+}
+
+/// As [`on_devices`], and on the CPU and the reference.
+pub fn everywhere(run: impl Fn(&dyn Backend)) {
+    run(&Cpu::new(Some(2)).unwrap());
+    run(&Reference::default());
+    on_devices(Precision::F32, run);
 }
 
 /// Seeded standard normals.

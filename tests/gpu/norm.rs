@@ -98,7 +98,7 @@ fn an_image_does_not_depend_on_its_batch() {
                 (built.gradients[0].unwrap(), pixels),
                 (built.gradients[3].unwrap(), 2 * c),
             ]
-            .map(|(v, len)| built.exe.read_f64(v)[(1 - first) * len..][..len].to_vec())
+            .map(|(v, len)| built.exe.read_f64(v).unwrap()[(1 - first) * len..][..len].to_vec())
             .into()
         };
         assert_eq!(results(0, 3), results(1, 1), "{h}x{w}x{c}");

@@ -2,10 +2,14 @@
 
 use std::sync::Arc;
 
+use warpdiff::backend::gpu::Gpu;
 use warpdiff::backend::{Backend, Precision, Store};
 use warpdiff::graph::autodiff::backward;
 use warpdiff::graph::op::Noising;
 use warpdiff::graph::{AdamW, DType, Graph, Op, ParamId, ParamSpec, Plan, ValueId};
+
+use crate::common::gpu::devices;
+use crate::common::optimizer::compare_optimizer;
 
 use super::graphs::{Measured, judge, normals, on_devices};
 
@@ -84,7 +88,7 @@ fn train(t: &Training, steps: usize, backend: &dyn Backend) -> Vec<Measured> {
         let corrections = [0.9f64, 0.999].map(|beta| (1.0 - beta.powi(step as i32)) as f32);
         exe.write_f32(t.hyper, &[1e-2 / step as f32, corrections[0], corrections[1], 0.99]).unwrap();
         exe.run().unwrap();
-        results.push(Measured::new(format!("norm of step {step}"), DType::F32, exe.read_f64(t.norm)));
+        results.push(Measured::new(format!("norm of step {step}"), DType::F32, exe.read_f64(t.norm).unwrap()));
     }
     for i in 0..PARAMS.len() {
         for store in STORES {
@@ -125,4 +129,15 @@ fn parameters_without_a_gradient_keep_their_bits() {
             }
         }
     });
+}
+
+/// Two linear layers over three steps: the gradients of a step are those of the weights that the step before left, in
+/// the copy that bf16 layers read, too.
+#[test]
+fn layers_read_the_weights_that_the_step_before_left() {
+    for precision in [Precision::F32, Precision::Bf16] {
+        for driver in devices() {
+            assert_eq!(compare_optimizer(&Gpu::new(driver, precision)).unwrap(), 2 * 3 * 17, "{precision}");
+        }
+    }
 }

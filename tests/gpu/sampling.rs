@@ -2,14 +2,15 @@
 
 use std::sync::Arc;
 
-use warpdiff::backend::{Backend, Executable, Precision};
+use warpdiff::backend::{Backend, BackendError, Executable, Precision};
 use warpdiff::diffusion::{
     BetaConfig, Clip, LearnedVariance, PredictionType, SamplerKind, SchedulerConfig, StepRow, StepTable, VarianceType,
 };
 use warpdiff::graph::op::SamplerStep;
 use warpdiff::graph::{DType, Graph, NoiseSource, Op, Plan, ValueId};
+use warpdiff::levels::to_byte;
 
-use super::graphs::{Measured, held_by_bf16, judge, normals, on_devices};
+use super::graphs::{Measured, everywhere, held_by_bf16, judge, normals, on_devices};
 use crate::common::gpu::check_families;
 
 #[test]
@@ -23,9 +24,23 @@ struct Loop {
     x: ValueId,
     x0: ValueId,
     step: ValueId,
+    picture: ValueId,
     t: ValueId,
     model: ValueId,
     z: Option<ValueId>,
+}
+
+impl Loop {
+    /// The picture is that of the f32 state to the bit, whatever made the state.
+    fn assert_picture_is_of_x(&self) -> Vec<u8> {
+        let mut x = vec![0.0; self.exe.plan().graph().shape(self.x).numel()];
+        let mut picture = vec![0; x.len()];
+        self.exe.read_f32(self.x, &mut x).unwrap();
+        self.exe.read_u8(self.picture, &mut picture).unwrap();
+        let expected: Vec<u8> = x.iter().map(|&x| to_byte(x)).collect();
+        assert_eq!(picture, expected);
+        picture
+    }
 }
 
 /// What a loop runs on.
@@ -62,10 +77,12 @@ impl Setting {
         let timestep = Op::StepTimestep { table: Arc::clone(&self.table), batch: evaluations };
         let t = graph.apply(timestep, &[step]).unwrap();
         graph.keep(t);
-        let sampler = SamplerStep { table: Arc::clone(&self.table), guidance: self.guidance, noise: self.noise };
+        let table = Arc::clone(&self.table);
+        let sampler = SamplerStep { table, guidance: self.guidance, noise: self.noise, picture: true };
         let operands: Vec<ValueId> = [x, model, x0, step, index, key].into_iter().chain(z).collect();
         let results = graph.push(Op::SamplerStep(sampler), &operands).unwrap();
         let next = graph.apply(Op::Advance, &[step]).unwrap();
+        graph.keep(results[2]);
         graph.bind(results[0], x);
         graph.bind(results[1], x0);
         graph.bind(next, step);
@@ -76,7 +93,7 @@ impl Setting {
         exe.write_u32(step, &[0]).unwrap();
         exe.write_u32(index, &(0..n as u32).map(|i| 1_000_000 + 3 * i).collect::<Vec<_>>()).unwrap();
         exe.write_u32(key, &[3, 4]).unwrap();
-        Loop { exe, x, x0, step, t, model, z }
+        Loop { exe, x, x0, step, picture: results[2], t, model, z }
     }
 
     /// The model's output of a step: normals, or positive variances in the upper channels where they are read directly.
@@ -105,9 +122,10 @@ impl Setting {
             for (name, value) in [("x", l.x), ("x0", l.x0), ("t", l.t), ("step", l.step)] {
                 // Counters are compared as they are read.
                 let dtype = DType::F32;
-                let data = if name == "step" { vec![step as f64 + 1.0] } else { l.exe.read_f64(value) };
+                let data = if name == "step" { vec![step as f64 + 1.0] } else { l.exe.read_f64(value).unwrap() };
                 results.push(Measured::new(format!("{name} after step {step}"), dtype, data));
             }
+            l.assert_picture_is_of_x();
         }
         results
     }
@@ -194,7 +212,7 @@ fn thresholded(clip: Clip, shape: [usize; 4], output: &[f32], backend: &dyn Back
     let mut l = Setting::new(table, shape).compile(backend);
     l.exe.write_f32(l.model, output).unwrap();
     l.exe.run().unwrap();
-    l.exe.read_f64(l.x0)
+    l.exe.read_f64(l.x0).unwrap()
 }
 
 /// Images of a block each and images of many, with ties, zeros and outliers: S is the exact quantile, so the results
@@ -232,6 +250,53 @@ fn thresholds_are_exact_quantiles() {
     }
 }
 
+/// The values at which a byte changes and their neighbours, beyond both ends, and what is not a number.
+fn levels_and_borders() -> Vec<f32> {
+    let mut values = vec![f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e30, -1e30, 0.0, -0.0, 1.0, -1.0, 1e-40];
+    for k in 0..=510u16 {
+        let value = f32::from(k) / 255.0 - 1.0;
+        values.extend([value, value.next_up(), value.next_down()]);
+    }
+    values
+}
+
+/// A step that leaves x as it is, on images of whole words, of single bytes and of both.
+#[test]
+fn pictures_are_rounded_as_files_are() {
+    let row = StepRow { c_x0x: 1.0, a: 0.5, b: 0.5, ..StepRow::default() };
+    let table = StepTable { rows: vec![row], clip: Clip::None, learned_variance: None, init_noise_sigma: 1.0 };
+    let values = levels_and_borders();
+    for shape in [[1, 20, 77, 1], [3, 1, 1, 515], [257, 1, 2, 3], [1, 1, 1, 1]] {
+        let setting = Setting::new(table.clone(), shape);
+        let mut x = values.clone();
+        x.resize(setting.elements(), 0.5);
+        everywhere(|backend| {
+            let mut l = setting.compile(backend);
+            l.exe.write_f32(l.x, &x).unwrap();
+            l.exe.run().unwrap();
+            let picture = l.assert_picture_is_of_x();
+            // x / 2 + x / 2 is x.
+            let expected: Vec<u8> = x.iter().map(|&x| to_byte(x)).collect();
+            assert_eq!(picture, expected, "{} {shape:?}", backend.name());
+            assert_eq!(l.exe.read_f64(l.picture).unwrap(), expected.iter().map(|&b| f64::from(b)).collect::<Vec<_>>());
+        });
+    }
+}
+
+#[test]
+fn bytes_are_read_as_bytes_and_nothing_else_is() {
+    let table = StepTable { rows: rows(0.0), clip: Clip::None, learned_variance: None, init_noise_sigma: 1.0 };
+    everywhere(|backend| {
+        let mut l = Setting::new(table.clone(), [2, 3, 5, 3]).compile(backend);
+        l.exe.run().unwrap();
+        let (mut floats, mut bytes) = (vec![0.0; 90], vec![0; 90]);
+        assert!(matches!(l.exe.read_f32(l.picture, &mut floats), Err(BackendError::Type { .. })));
+        assert!(matches!(l.exe.read_u8(l.x, &mut bytes), Err(BackendError::Type { .. })));
+        assert!(matches!(l.exe.read_u8(l.picture, &mut bytes[1..]), Err(BackendError::Length { .. })));
+        l.exe.read_u8(l.picture, &mut bytes).unwrap();
+    });
+}
+
 /// Large images under bf16, with guidance, through the counting kernels.
 #[test]
 fn large_images_are_thresholded_after_guidance() {
@@ -266,8 +331,9 @@ fn a_step_beyond_the_table_gives_nan() {
         l.exe.write_u32(l.step, &[3]).unwrap();
         l.exe.run().unwrap();
         for value in [l.x, l.x0, l.t] {
-            assert!(l.exe.read_f64(value).iter().all(|v| v.is_nan()));
+            assert!(l.exe.read_f64(value).unwrap().iter().all(|v| v.is_nan()));
         }
+        assert_eq!(l.assert_picture_is_of_x(), [0; 90]);
     });
 }
 

@@ -4,8 +4,11 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use warpdiff::backend::Store;
+use warpdiff::backend::gpu::Gpu;
+use warpdiff::backend::gpu::driver::sim::{Options, Sim};
+use warpdiff::backend::{Precision, Store};
 use warpdiff::diffusion::SchedulerConfig;
+use warpdiff::graph::ParamId;
 use warpdiff::io::{FileError, TensorView, safetensors_write};
 use warpdiff::model::{ModelError, ModelFolder, read_weights};
 use warpdiff::train::{Checkpoint, Decay, TrainError, TrainOptions, Trainer, TrainingState};
@@ -130,6 +133,33 @@ fn changed_options_and_data_are_listed() {
     assert!(text.contains("classes") && text.contains("fingerprint"), "{text}");
     let invalid = refusal(resume(&path, TrainOptions { steps: 0, ..options(3) }));
     assert!(matches!(invalid, TrainError::Option { name: "steps", .. }));
+}
+
+/// A run in bf16 in the simulator: interrupted, it ends with the bits of a run without a break; in f32 it does not go on.
+#[test]
+fn a_run_in_bf16_goes_on_in_bf16() {
+    let folder = tempfile::tempdir().unwrap();
+    let backend = Gpu::new(Arc::new(Sim::new(Options::default())), Precision::Bf16);
+    let run = |steps: u64, name: &str| {
+        let mut trainer = start(&backend, options(steps), &folder.path().join(name)).unwrap();
+        finish(&mut trainer);
+        trainer
+    };
+    let whole = run(3, "whole");
+    drop(run(2, "broken"));
+    let path = folder.path().join("broken");
+    let text = refusal(resume(&path, options(3))).to_string();
+    assert!(text.contains("precision: bf16 -> f32"), "{text}");
+    let mut resumed = Trainer::resume(&backend, &path, digits(), options(3)).unwrap();
+    finish(&mut resumed);
+    let weights = |trainer: &Trainer, i: usize| {
+        let mut data = vec![0.0f32; trainer.params()[i].numel()];
+        trainer.executable().read_param(Store::Params, ParamId::new(i), &mut data).unwrap();
+        data.iter().map(|v| v.to_bits()).collect::<Vec<_>>()
+    };
+    for i in 0..whole.params().len() {
+        assert_eq!(weights(&resumed, i), weights(&whole, i), "{}", whole.params()[i].name);
+    }
 }
 
 #[test]

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use super::conv::{self, PackedConv};
 use super::layers::{Layer, epilogue};
-use super::memory::{Buffer, Memory, Span, is_integer, spans};
+use super::memory::{Buffer, Memory, Span, bytes, bytes_mut, is_integer, spans};
 use super::{attention, norm, optimizer, pointwise, sampling, training};
-use crate::backend::{BackendError, Executable, Store, check_length};
+use crate::backend::{BackendError, Executable, Store, check_bytes, check_floats, check_length};
 use crate::graph::{LossNoise, Node, NoiseSource, Op, ParamId, Plan, Region, ValueId};
 
 /// A plan with its memory, ready to run.
@@ -74,8 +74,7 @@ impl CpuExecutable {
     }
 
     fn check(&self, value: ValueId, len: usize) -> Result<Span, BackendError> {
-        let v = self.plan.graph().value(value);
-        check_length(&v.name, v.shape.numel(), len)?;
+        check_floats(self.plan.graph().value(value), len)?;
         Ok(self.span(value))
     }
 
@@ -197,7 +196,8 @@ impl CpuExecutable {
             Op::SamplerStep(s) => {
                 let z = if s.noise == NoiseSource::Given { inp(6) } else { Span::NONE };
                 let reads = [inp(0), inp(1), inp(2), inp(3), inp(4), inp(5), z];
-                let ([x_t, model, x0_prev, step, sample, key, z], [x, x0]) = self.memory.split(reads, [out(0), out(1)]);
+                let ([x_t, model, x0_prev, step, sample, key, z], [x, x0, picture]) =
+                    self.memory.split(reads, [out(0), out(1), out(2)]);
                 start_from(x_t, x);
                 start_from(x0_prev, x0);
                 let operands = sampling::Operands {
@@ -209,6 +209,7 @@ impl CpuExecutable {
                 };
                 let channels = (shape(node.inputs[0]).channels(), shape(node.inputs[1]).channels());
                 sampling::step(s, channels, operands, x, x0, bytemuck::cast_slice_mut(workspace));
+                sampling::picture(x, bytes_mut(picture));
             }
             Op::Advance => {
                 let ([before], [step]) = self.memory.split([inp(0)], [out(0)]);
@@ -306,6 +307,12 @@ impl Executable for CpuExecutable {
     fn read_f32(&self, value: ValueId, data: &mut [f32]) -> Result<(), BackendError> {
         let span = self.check(value, data.len())?;
         data.copy_from_slice(self.memory.get(span));
+        Ok(())
+    }
+
+    fn read_u8(&self, value: ValueId, data: &mut [u8]) -> Result<(), BackendError> {
+        check_bytes(self.plan.graph().value(value), data.len())?;
+        data.copy_from_slice(&bytes(self.memory.get(self.span(value)))[..data.len()]);
         Ok(())
     }
 

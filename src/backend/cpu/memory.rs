@@ -1,4 +1,8 @@
 //! The memory of a plan on the CPU, and disjoint views into it.
+//!
+//! All of it is f32, a word of 4 bytes an element. Values of other types lie in it as the bits of words: integers one a
+//! word, bytes four a word in the order of memory ([`bytes`], [`bytes_mut`]), the last word perhaps not full. Places are
+//! aligned to more than a word, so that words are never shared.
 
 use std::alloc::{Layout, alloc_zeroed};
 
@@ -47,7 +51,7 @@ impl Buffer {
     }
 }
 
-/// Elements `start..start + len` of a region; empty for an operand that is not there.
+/// Words `start..start + len` of a region; empty for an operand that is not there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Span {
     region: usize,
@@ -79,7 +83,7 @@ impl Span {
 
 impl From<Place> for Span {
     fn from(place: Place) -> Self {
-        Self { region: place.region as usize, start: place.offset / 4, len: place.len / 4 }
+        Self { region: place.region as usize, start: place.offset / 4, len: place.len.div_ceil(4) }
     }
 }
 
@@ -158,6 +162,16 @@ pub(super) fn spans(plan: &Plan) -> Vec<Span> {
     (0..plan.graph().values().len()).map(|i| plan.place(ValueId(i as u32)).map_or(Span::NONE, Span::from)).collect()
 }
 
+/// The bytes that words hold.
+pub(super) fn bytes(words: &[f32]) -> &[u8] {
+    bytemuck::cast_slice(words)
+}
+
+/// As [`bytes`].
+pub(super) fn bytes_mut(words: &mut [f32]) -> &mut [u8] {
+    bytemuck::cast_slice_mut(words)
+}
+
 /// Whether a value holds integers, which are kept as the bits of the floats.
 pub(super) fn is_integer(plan: &Plan, value: ValueId) -> bool {
     plan.graph().value(value).dtype == DType::I32
@@ -195,6 +209,18 @@ mod tests {
         assert_eq!((a, none.len()), (&[3.0, 4.0][..], 0));
         b.fill(-1.0);
         assert_eq!(m.get(span(4, 6)), [4.0, -1.0, -1.0, -1.0, -1.0, 9.0]);
+    }
+
+    #[test]
+    fn bytes_take_the_words_that_hold_them() {
+        let place = |len| Span::from(Place { region: Region::Persistent, offset: 256, len });
+        assert_eq!([1, 4, 5, 75].map(|len| place(len).len), [1, 1, 2, 19]);
+        let mut m = memory(128);
+        bytes_mut(m.get_mut(place(75)))[..75].copy_from_slice(&[7; 75]);
+        assert_eq!(bytes(m.get(place(75)))[..75], [7; 75]);
+        // The rest of the last word, and its neighbours, are as before.
+        assert_eq!(bytes(m.get(place(76)))[75], 82f32.to_ne_bytes()[3]);
+        assert_eq!((m.get(span(63, 1))[0], m.get(span(83, 1))[0]), (63.0, 83.0));
     }
 
     #[test]

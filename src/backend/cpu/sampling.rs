@@ -5,6 +5,7 @@ use rayon::prelude::*;
 use crate::diffusion::step_table::StepInput;
 use crate::diffusion::{Clip, StepRow};
 use crate::graph::op::{NoiseSource, SamplerStep};
+use crate::levels::to_byte;
 use crate::rng::{Sequence, Stream};
 
 /// Operands of [`step`].
@@ -74,6 +75,13 @@ pub(super) fn step(
                 (x[i], x0_prev[i]) = (x_next as f32, x0 as f32);
             }
         });
+}
+
+/// The grey levels of x; `levels` has room for them, or is empty where nobody asked.
+pub(super) fn picture(x: &[f32], levels: &mut [u8]) {
+    const CHUNK: usize = 1 << 14;
+    let chunks = levels.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK));
+    chunks.for_each(|(levels, x)| levels.iter_mut().zip(x).for_each(|(level, &x)| *level = to_byte(x)));
 }
 
 /// The divisor of dynamic thresholding; 1 for every other clip.

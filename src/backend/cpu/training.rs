@@ -69,7 +69,7 @@ pub(super) enum Noise<'a> {
 
 /// Writes (loss, L_simple, bound) of each example and the gradient of the mean loss.
 ///
-/// A timestep outside the schedule makes the loss NaN, which stops a training loop.
+/// What is no timestep of the schedule makes the losses NaN, which stops a training loop, and the gradient zero.
 pub(super) fn loss(o: &TrainingObjective, x: LossOperands, channels: usize, losses: &mut [f32], dout: &mut [f32]) {
     let batch = x.t.len();
     let (image, output) = (x.x0.len() / batch, x.out.len() / batch);
@@ -79,7 +79,7 @@ pub(super) fn loss(o: &TrainingObjective, x: LossOperands, channels: usize, loss
             let (x_t, eps) = room[..2 * x.x0.len()].split_at_mut(x.x0.len());
             let images = x_t.par_chunks_mut(image).zip(eps.par_chunks_mut(image)).zip(x.x0.par_chunks(image));
             images.zip(examples).zip(x.t).for_each(|((((x_t, eps), x0), &example), &t)| {
-                let alpha_bar = o.schedule().alpha_bars.get(t as usize).copied().unwrap_or(f64::NAN);
+                let alpha_bar = o.timestep(f64::from(t)).map_or(f64::NAN, |t| o.schedule().alpha_bars[t]);
                 noise_image(x0, example, key, (alpha_bar.sqrt(), (1.0 - alpha_bar).sqrt()), x_t, eps);
             });
             (x_t, eps)
@@ -87,17 +87,21 @@ pub(super) fn loss(o: &TrainingObjective, x: LossOperands, channels: usize, loss
     };
     losses.par_chunks_mut(3).zip(dout.par_chunks_mut(output)).enumerate().for_each(|(n, (losses, dout))| {
         let image = n * image..(n + 1) * image;
-        let example = Example {
-            t: x.t[n] as usize,
+        let example = |t| Example {
+            t,
             x0: &x.x0[image.clone()],
             x_t: &x_t[image.clone()],
             eps: &eps[image],
             out: &x.out[n * output..(n + 1) * output],
             channels,
         };
-        let row = match o.example(example, 1.0 / batch as f64, dout) {
-            Ok(l) => [l.loss, l.simple, l.vb],
-            Err(_) => [f64::NAN; 3],
+        let found = o.timestep(f64::from(x.t[n])).map(|t| o.example(example(t), 1.0 / batch as f64, dout));
+        let row = match found {
+            Some(Ok(l)) => [l.loss, l.simple, l.vb],
+            _ => {
+                dout.fill(0.0);
+                [f64::NAN; 3]
+            }
         };
         losses.copy_from_slice(&row.map(|v| v as f32));
     });

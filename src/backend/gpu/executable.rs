@@ -11,11 +11,9 @@ use super::driver::{Driver, DriverError, LoadedKernel, Recording};
 use super::launch::Launch;
 use super::lower::{self, Addresses, Planned};
 use super::memory::DeviceBuffer;
-use crate::backend::{BackendError, Executable, Precision, Store, check_length};
-use crate::graph::{DType, Op, ParamId, Plan, Region, Source, ValueId};
-
-/// Every byte of memory that nothing wrote yet: NaN in every floating-point type.
-const POISON: u8 = 0xFF;
+use super::plan_memory::Memory;
+use crate::backend::{BackendError, Executable, Precision, Store, check_bytes, check_floats, check_length};
+use crate::graph::{DType, ParamId, Plan, ValueId};
 
 /// A plan that is ready to run on a device.
 pub(super) struct GpuExecutable {
@@ -26,70 +24,13 @@ pub(super) struct GpuExecutable {
     memory: Memory,
 }
 
-/// The device memory of a plan.
-struct Memory {
-    persistent: DeviceBuffer,
-    arena: DeviceBuffer,
-    grads: DeviceBuffer,
-    stores: [DeviceBuffer; 4],
-    mirror: DeviceBuffer,
-    scratch: DeviceBuffer,
-    constants: DeviceBuffer,
-}
-
-impl Memory {
-    fn new(driver: &Arc<dyn Driver>, plan: &Plan, scratch: usize, constants: &[u8]) -> Result<Self, DriverError> {
-        let params = plan.region_bytes(Region::Params);
-        let optimises = plan.graph().nodes().iter().any(|n| matches!(n.op, Op::AdamW(_)));
-        let moment = if optimises { params } else { 0 };
-        let mirror = if plan.precision() == Precision::Bf16 { params / 2 } else { 0 };
-        let zeroed = |bytes| DeviceBuffer::filled(driver, bytes, 0);
-        let memory = Self {
-            persistent: zeroed(plan.region_bytes(Region::Persistent))?,
-            stores: [zeroed(params)?, zeroed(moment)?, zeroed(moment)?, zeroed(moment)?],
-            grads: zeroed(plan.region_bytes(Region::Grads))?,
-            mirror: zeroed(mirror)?,
-            arena: DeviceBuffer::filled(driver, plan.region_bytes(Region::Arena), POISON)?,
-            scratch: DeviceBuffer::filled(driver, scratch, POISON)?,
-            constants: zeroed(constants.len())?,
-        };
-        memory.constants.write(0, constants)?;
-        Ok(memory)
-    }
-
-    fn addresses(&self) -> Addresses {
-        Addresses {
-            persistent: self.persistent.ptr(),
-            arena: self.arena.ptr(),
-            grads: self.grads.ptr(),
-            stores: self.stores.each_ref().map(DeviceBuffer::ptr),
-            mirror: self.mirror.ptr(),
-            scratch: self.scratch.ptr(),
-            constants: self.constants.ptr(),
-        }
-    }
-
-    fn buffers(&self) -> impl Iterator<Item = &DeviceBuffer> {
-        let single = [&self.persistent, &self.arena, &self.grads, &self.mirror, &self.scratch, &self.constants];
-        single.into_iter().chain(&self.stores)
-    }
-
-    fn region(&self, region: Region) -> &DeviceBuffer {
-        match region {
-            Region::Persistent => &self.persistent,
-            Region::Params => &self.stores[Store::Params as usize],
-            Region::Grads => &self.grads,
-            Region::Arena => &self.arena,
-        }
-    }
-}
-
 impl GpuExecutable {
     pub fn new(driver: &Arc<dyn Driver>, plan: Plan) -> Result<Self, BackendError> {
-        let fail = |e| with_fitting_batch(backend_error(driver.name(), e), &plan);
+        let fail = |e| backend_error(driver.name(), e);
         let measured = lower::lower(&plan, driver.limits(), Addresses::provisional())?;
-        let memory = Memory::new(driver, &plan, measured.scratch_bytes, &measured.constants).map_err(fail)?;
+        let memory = Memory::new(driver, &plan, measured.scratch_bytes, &measured.constants)?;
         let lowered = lower::lower(&plan, driver.limits(), memory.addresses())?;
+        debug_assert_eq!(lowered.scratch_bytes, measured.scratch_bytes, "lowering depends on addresses");
         let launches = load(driver.as_ref(), lowered.launches).map_err(fail)?;
         // SAFETY: the launchers address values, workspaces and constants of this plan, whose memory lives as long as the
         // recording; argument lengths were checked against the kernels.
@@ -101,19 +42,25 @@ impl GpuExecutable {
         backend_error(self.driver.name(), error)
     }
 
-    /// Where a value lies: its buffer, byte offset and stored type.
+    /// Where a value of `len` elements lies: its buffer, byte offset and stored type.
     fn locate(&self, value: ValueId, len: usize) -> Result<(&DeviceBuffer, usize, Stored), BackendError> {
         let v = self.plan.graph().value(value);
-        check_length(&v.name, v.shape.numel(), len)?;
-        let place = self.plan.place(value).ok_or_else(|| BackendError::Device {
-            device: self.driver.name().into(),
-            reason: format!("the value {:?} was fused away and cannot be read", v.name),
-        })?;
+        check_floats(v, len)?;
+        let (buffer, offset) = self.place(value)?;
         let stored = match (v.dtype, self.plan.precision()) {
             (DType::Act, Precision::Bf16) => Stored::Bf16,
             _ => Stored::Word,
         };
-        Ok((self.memory.region(place.region), place.offset, stored))
+        Ok((buffer, offset, stored))
+    }
+
+    /// The buffer of a value and its byte offset.
+    fn place(&self, value: ValueId) -> Result<(&DeviceBuffer, usize), BackendError> {
+        let place = self.plan.place(value).ok_or_else(|| BackendError::Device {
+            device: self.driver.name().into(),
+            reason: format!("the value {:?} was fused away and cannot be read", self.plan.graph().value(value).name),
+        })?;
+        Ok((self.memory.region(place.region), place.offset))
     }
 
     /// Byte offset of a parameter in a store.
@@ -155,18 +102,6 @@ fn load(driver: &dyn Driver, planned: Vec<Planned>) -> Result<Vec<Launch>, Drive
         .collect()
 }
 
-/// Adds the batch that would fit to an error about memory.
-fn with_fitting_batch(error: BackendError, plan: &Plan) -> BackendError {
-    let BackendError::DeviceMemory { asked, free, .. } = error else { return error };
-    let inputs = plan.graph().values().iter().filter(|v| matches!(v.source, Source::Input | Source::State));
-    let batch = inputs.filter(|v| v.shape.rank() == 4).map(|v| v.shape.batch()).max();
-    let fixed = plan.region_bytes(Region::Params) * 5 + plan.region_bytes(Region::Grads);
-    let per_image =
-        (plan.region_bytes(Region::Persistent) + plan.region_bytes(Region::Arena)).div_ceil(batch.unwrap_or(1));
-    let fits = free.checked_sub(fixed).map(|room| room / per_image.max(1)).filter(|&n| n > 0);
-    BackendError::DeviceMemory { asked, free, batch: fits.filter(|_| batch.is_some()) }
-}
-
 impl Executable for GpuExecutable {
     fn plan(&self) -> &Plan {
         &self.plan
@@ -197,6 +132,12 @@ impl Executable for GpuExecutable {
                 Ok(())
             }
         }
+    }
+
+    fn read_u8(&self, value: ValueId, data: &mut [u8]) -> Result<(), BackendError> {
+        check_bytes(self.plan.graph().value(value), data.len())?;
+        let (buffer, offset) = self.place(value)?;
+        buffer.read(offset, data).map_err(|e| self.device_error(e))
     }
 
     fn write_param(&mut self, store: Store, param: ParamId, data: &[f32]) -> Result<(), BackendError> {

@@ -9,6 +9,7 @@ pub mod kernels;
 pub mod launch;
 mod lower;
 mod memory;
+mod plan_memory;
 
 use std::sync::Arc;
 

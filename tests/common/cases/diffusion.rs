@@ -167,7 +167,9 @@ impl Step {
         if self.noise == NoiseSource::Given {
             operands.push(random(&self.dims));
         }
-        let op = Op::SamplerStep(SamplerStep { table, guidance: self.guidance, noise: self.noise });
+        // Both forms of the step are met.
+        let picture = self.noise == NoiseSource::Philox;
+        let op = Op::SamplerStep(SamplerStep { table, guidance: self.guidance, noise: self.noise, picture });
         Case::new(format!("sampler_step/{id}/{}/step{}", extent(&self.dims), self.step), op, operands)
     }
 }

@@ -90,8 +90,8 @@ fn weighted_sum_tiles(class: u32) -> Tiles {
 /// Tiles of delta, dQ and dK: two operands of rows and two of columns. delta has no columns to share.
 fn gradient_tiles(class: u32, sums: bool) -> Tiles {
     let step = match class {
-        ..=64 => 64,
-        ..=256 => 32,
+        0..=64 => 64,
+        65..=256 => 32,
         _ => 16,
     };
     let splits = if sums { class.div_ceil(256) } else { 1 };

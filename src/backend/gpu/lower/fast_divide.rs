@@ -26,7 +26,7 @@ mod tests {
     use super::*;
 
     fn quotient(d: FastDivide, n: u32) -> u32 {
-        ((u64::from(n) * u64::from(d.multiplier)) >> 32) as u32 + n >> d.shift
+        (((u64::from(n) * u64::from(d.multiplier)) >> 32) as u32 + n) >> d.shift
     }
 
     #[test]
