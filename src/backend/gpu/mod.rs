@@ -1,6 +1,6 @@
 //! The CUDA kernels behind the [`Backend`] trait, on a GPU or in the simulator.
 //!
-//! Compiling a plan turns each node into [`launch::Launch`]es with final addresses ([`lower`]); running it replays their
+//! Compiling a plan turns each node into [`launch::Launch`]es with final addresses; running it replays their
 //! recording. Nothing is allocated or decided between two runs.
 
 pub mod driver;
