@@ -2,7 +2,10 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use warpdiff::backend::gpu::Gpu;
+use warpdiff::backend::gpu::driver::sim::{Options, Sim};
 use warpdiff::backend::{Backend, Precision, cpu::Cpu};
 use warpdiff::io::{HostTensor, TensorData, TensorFile, TensorView, safetensors_write};
 use warpdiff::reference::Reference;
@@ -33,13 +36,28 @@ fn every_check_passes_on_the_reference() {
     assert_eq!(run_all(&cases(), &Reference::default()), CHECKS);
 }
 
-/// The recorded bf16 tolerances, of which the rounding reference must stay clear and f32 must be far.
+#[test]
+fn every_check_passes_on_the_cuda_kernels() {
+    assert_eq!(run_all(&cases(), &kernels(Precision::F32)), CHECKS);
+}
+
+/// The CUDA kernels in the simulator.
+fn kernels(precision: Precision) -> Gpu {
+    Gpu::new(Arc::new(Sim::new(Options::default())), precision)
+}
+
+/// The recorded bf16 tolerances, of which whatever rounds must stay clear and f32 must be far.
 #[test]
 fn rounding_to_bf16_stays_within_the_recorded_tolerances() {
-    let reference = Reference::new(Precision::Bf16);
+    for backend in [&Reference::new(Precision::Bf16) as &dyn Backend, &kernels(Precision::Bf16)] {
+        rounds_within_the_tolerances(backend);
+    }
+}
+
+fn rounds_within_the_tolerances(backend: &dyn Backend) {
     let (mut passed, mut rounded) = (0, 0);
     for case in find_cases(&cases()).unwrap() {
-        for r in verify_case(&case, &reference).unwrap() {
+        for r in verify_case(&case, backend).unwrap() {
             match r.status {
                 Status::Pass => {
                     assert_eq!(r.kind, "forward");
