@@ -18,6 +18,7 @@
 #include "norm/affine.cuh"
 #include "norm/apply.cuh"
 #include "norm/moments.cuh"
+#include "norm/tile.cuh"
 
 struct NormArgs {
     const void* x;
@@ -42,24 +43,6 @@ struct NormArgs {
 };
 
 namespace {
-
-// The part of one image that a block works on.
-struct Tile {
-    uint32_t image, channel, channels, row, rows;
-
-    __device__ explicit Tile(const NormArgs& args) {
-        image = blockIdx.x / args.slices;
-        channel = (blockIdx.x - image * args.slices) * args.slice;
-        channels = min(args.slice, args.channels - channel);
-        row = blockIdx.y * args.chunk_rows;
-        rows = min(args.chunk_rows, args.pixels - row);
-    }
-
-    // Offset of the tile's first element.
-    __device__ uint64_t offset(const NormArgs& args) const {
-        return (uint64_t(image) * args.pixels + row) * args.channels + channel;
-    }
-};
 
 __device__ float inverse_std(const NormArgs& args, double m2) {
     return 1.0f / sqrtf(float(m2 * args.inverse_count) + args.eps);

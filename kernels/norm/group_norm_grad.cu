@@ -16,6 +16,7 @@
 // because dz rounded to bf16 would cost accuracy and as float more shared memory than x and dy together.
 
 #include "norm/affine.cuh"
+#include "norm/tile.cuh"
 
 struct NormGradArgs {
     const void* dy;
@@ -42,22 +43,6 @@ struct NormGradArgs {
 };
 
 namespace {
-
-struct Tile {
-    uint32_t image, channel, channels, row, rows;
-
-    __device__ explicit Tile(const NormGradArgs& args) {
-        image = blockIdx.x / args.slices;
-        channel = (blockIdx.x - image * args.slices) * args.slice;
-        channels = min(args.slice, args.channels - channel);
-        row = blockIdx.y * args.chunk_rows;
-        rows = min(args.chunk_rows, args.pixels - row);
-    }
-
-    __device__ uint64_t offset(const NormGradArgs& args) const {
-        return (uint64_t(image) * args.pixels + row) * args.channels + channel;
-    }
-};
 
 // What V channels need to come from x and dy to n and dz.
 template <int V> struct GradMap {

@@ -88,7 +88,7 @@ fn load(driver: &dyn Driver, planned: Vec<Planned>) -> Result<Vec<Launch>, Drive
     let mut loaded: HashMap<String, LoadedKernel> = HashMap::new();
     planned
         .into_iter()
-        .map(|Planned { kernel: name, config, args, .. }| {
+        .map(|Planned { kernel: name, config, args }| {
             let kernel = match loaded.get(&name) {
                 Some(kernel) => *kernel,
                 None => *loaded.entry(name.clone()).or_insert(driver.load(&name)?),

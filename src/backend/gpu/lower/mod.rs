@@ -18,10 +18,8 @@ use bytemuck::Pod;
 use super::driver::{DeviceLimits, DevicePtr};
 use super::launch::{Args, Config};
 use crate::backend::{BackendError, Precision, Store};
+use crate::graph::plan::ALIGN;
 use crate::graph::{DType, Graph, Node, Op, Plan, Region, Shape, Source, ValueId};
-
-/// Alignment of workspaces and constants in bytes.
-const ALIGN: usize = 256;
 
 /// Where the memory of a plan lies.
 #[derive(Clone, Copy, Debug)]
