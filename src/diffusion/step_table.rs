@@ -73,20 +73,20 @@ impl StepRow {
 
     /// The row for a device: timestep, c_x0x, c_x0m, a, b, e, p, s, log_min, log_max, noise (0 or 1), 0.
     ///
-    /// Twelve floats keep rows 16-byte aligned.
-    pub fn packed(&self) -> [f32; Self::PACKED_LEN] {
+    /// In f64: near alpha_bar = 0 coefficients nearly cancel, and f32 would show in x_0. Twelve keep rows 16-byte aligned.
+    pub fn packed(&self) -> [f64; Self::PACKED_LEN] {
         let noise = if self.noise { 1.0 } else { 0.0 };
         [
-            self.timestep,
-            self.c_x0x as f32,
-            self.c_x0m as f32,
-            self.a as f32,
-            self.b as f32,
-            self.e as f32,
-            self.p as f32,
-            self.s as f32,
-            self.log_min as f32,
-            self.log_max as f32,
+            f64::from(self.timestep),
+            self.c_x0x,
+            self.c_x0m,
+            self.a,
+            self.b,
+            self.e,
+            self.p,
+            self.s,
+            self.log_min,
+            self.log_max,
             noise,
             0.0,
         ]
@@ -165,8 +165,8 @@ impl StepTable {
         }
     }
 
-    /// Rows for a device, one after the other, [`StepRow::PACKED_LEN`] floats each.
-    pub fn packed(&self) -> Vec<f32> {
+    /// Rows for a device, one after the other, [`StepRow::PACKED_LEN`] numbers each.
+    pub fn packed(&self) -> Vec<f64> {
         self.rows.iter().flat_map(StepRow::packed).collect()
     }
 

@@ -6,7 +6,7 @@ use super::Lowering;
 use super::diffusion::{BLOCK, Images};
 use crate::backend::BackendError;
 use crate::backend::gpu::driver::DevicePtr;
-use crate::diffusion::{Clip, LearnedVariance, StepRow, StepTable};
+use crate::diffusion::{Clip, LearnedVariance, StepTable};
 use crate::graph::op::SamplerStep;
 use crate::graph::{Node, NoiseSource, Op};
 
@@ -133,11 +133,7 @@ pub(super) fn lower(ctx: &mut Lowering, node: &Node) -> Result<(), BackendError>
 
 /// `struct StepRow` of `kernels/diffusion/step_row.cuh`, one a step.
 fn rows(ctx: &mut Lowering, table: &StepTable) -> DevicePtr {
-    let row = |r: &StepRow| {
-        let noise = if r.noise { 1.0 } else { 0.0 };
-        [f64::from(r.timestep), r.c_x0x, r.c_x0m, r.a, r.b, r.e, r.p, r.s, r.log_min, r.log_max, noise, 0.0]
-    };
-    ctx.constant(&table.rows.iter().map(row).collect::<Vec<[f64; 12]>>())
+    ctx.constant(&table.packed())
 }
 
 fn sampler_step(ctx: &mut Lowering, node: &Node, s: &SamplerStep) -> Result<(), BackendError> {
