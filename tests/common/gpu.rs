@@ -29,7 +29,7 @@ pub fn devices() -> Vec<Arc<dyn Driver>> {
     let schedules =
         [(Schedule::Fifo, Async::Eager), (Schedule::Lifo, Async::Late), (Schedule::RandomPriority, Async::Random)];
     let sim = |(schedule, asynchronous)| {
-        Arc::new(Sim::new(Options { schedule, asynchronous, seed: 7, threads: 0 })) as Arc<dyn Driver>
+        Arc::new(Sim::new(Options { schedule, asynchronous, seed: 7, ..Options::default() })) as Arc<dyn Driver>
     };
     schedules.map(sim).into()
 }

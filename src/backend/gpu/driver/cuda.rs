@@ -13,6 +13,7 @@ mod graph;
 mod modules;
 mod probe;
 mod staging;
+mod tensor_map;
 
 use std::ffi::c_void;
 use std::ptr;
@@ -21,7 +22,9 @@ use std::time::Duration;
 
 use cudarc::driver::{result, sys};
 
-use super::{DeviceLimits, DevicePtr, Driver, DriverError, KernelId, LoadedKernel, Recording};
+use super::{
+    DeviceLimits, DevicePtr, Driver, DriverError, KernelId, LoadedKernel, Recording, TensorMap, TensorMapSpec,
+};
 use crate::backend::gpu::launch::Launch;
 use api::{Context, Event, Stream, checked, reason};
 use modules::{Function, Modules};
@@ -239,6 +242,12 @@ impl Driver for Cuda {
         }
         // SAFETY: the caller's, for every replay.
         Ok(Box::new(unsafe { graph::Replay::capture(&self.inner, &launches)? }))
+    }
+
+    fn tensor_map(&self, spec: &TensorMapSpec) -> Result<TensorMap, DriverError> {
+        spec.check()?;
+        self.inner.bind()?;
+        tensor_map::encode(spec)
     }
 
     fn synchronize(&self) -> Result<(), DriverError> {
