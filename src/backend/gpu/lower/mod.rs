@@ -17,6 +17,7 @@ use bytemuck::Pod;
 use super::backend_error;
 use super::driver::{DeviceLimits, DevicePtr, Driver, TensorMap, TensorMapSpec};
 use super::launch::{Args, Config};
+use super::plan_memory::optimises;
 use crate::backend::{BackendError, Precision, Store};
 use crate::graph::plan::ALIGN;
 use crate::graph::{DType, Graph, Node, Op, Plan, Region, Shape, Source, ValueId};
@@ -40,6 +41,8 @@ pub(super) struct Addresses {
     pub constants: DevicePtr,
     /// Tickets of kernels whose blocks meet, zero between launches.
     pub counters: DevicePtr,
+    /// What prepared launches make of the parameters.
+    pub derived: DevicePtr,
 }
 
 impl Addresses {
@@ -55,6 +58,7 @@ impl Addresses {
             scratch: at,
             constants: at,
             counters: at,
+            derived: at,
         }
     }
 }
@@ -75,10 +79,14 @@ pub(super) struct Planned {
 pub(super) struct Lowered {
     /// In the order of execution.
     pub launches: Vec<Planned>,
+    /// Launches that run once after parameters were written, before the next run.
+    pub prepared: Vec<Planned>,
     /// Bytes of workspace that the neediest node takes.
     pub scratch_bytes: usize,
     /// Bytes of tickets of all nodes.
     pub counter_bytes: usize,
+    /// Bytes of everything that prepared launches make.
+    pub derived_bytes: usize,
     /// Content of the constants.
     pub constants: Vec<u8>,
 }
@@ -145,6 +153,10 @@ fn dispatch(ctx: &mut Lowering, node: &Node) -> Result<(), BackendError> {
 /// What to say about an operation that has no kernel.
 fn missing(op: &Op) -> BackendError {
     BackendError::Device { device: "gpu".into(), reason: format!("the operation {} has no kernel", op.name()) }
+}
+
+fn planned<A: Pod>(kernel: &str, grid: [u32; 3], block: u32, shared: u32, args: &A) -> Planned {
+    Planned { kernel: kernel.to_string(), config: Config { grid, block, cluster: 1, shared }, args: Args::new(args) }
 }
 
 /// What the launchers see of a plan, and where they put their launches.
@@ -284,10 +296,28 @@ impl Lowering<'_> {
         self.plan
     }
 
+    /// Whether `v` is a parameter that no run changes: what [`Lowering::prepare`] may read.
+    pub fn is_fixed(&self, v: ValueId) -> bool {
+        matches!(self.graph().value(v).source, Source::Param(_)) && !optimises(self.plan)
+    }
+
+    /// Memory for weights that prepared launches derive from [fixed](Lowering::is_fixed) parameters: kept from run to run.
+    pub fn derived(&mut self, bytes: usize) -> DevicePtr {
+        let at = self.addresses.derived.offset(self.lowered.derived_bytes);
+        self.lowered.derived_bytes += bytes.next_multiple_of(ALIGN);
+        at
+    }
+
+    /// Appends a launch that runs once after parameters were written, before the next run. It may read
+    /// [fixed](Lowering::is_fixed) parameters, constants and what earlier prepared launches wrote, and writes
+    /// [derived](Lowering::derived) memory only.
+    pub fn prepare<A: Pod>(&mut self, kernel: &str, grid: [u32; 3], block: u32, shared: u32, args: &A) {
+        debug_assert!(!optimises(self.plan), "{kernel}: a training plan changes its parameters in every run");
+        self.lowered.prepared.push(planned(kernel, grid, block, shared, args));
+    }
+
     /// Appends a launch.
     pub fn launch<A: Pod>(&mut self, kernel: &str, grid: [u32; 3], block: u32, shared: u32, args: &A) {
-        let config = Config { grid, block, cluster: 1, shared };
-        let planned = Planned { kernel: kernel.to_string(), config, args: Args::new(args) };
-        self.lowered.launches.push(planned);
+        self.lowered.launches.push(planned(kernel, grid, block, shared, args));
     }
 }
