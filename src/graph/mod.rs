@@ -20,7 +20,7 @@ use crate::backend::Precision;
 
 pub use op::{AdamW, ConvGeometry, Epilogue, Fir, GroupNorm, LossNoise, NoiseSource, Op};
 pub use param::{ParamId, ParamLayout, ParamPart, ParamSpec};
-pub use plan::{Place, Plan, Region};
+pub use plan::{Place, Plan, Region, Replaced};
 pub use shape::Shape;
 
 /// What can be wrong with a graph.

@@ -7,6 +7,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::cell::Cell;
 use super::cost::{self, Prediction};
 use super::patch::Patch;
 use super::tuning::Tuning;
@@ -66,6 +67,8 @@ pub struct ImageProblem {
     pub columns: usize,
     /// Whether a tensor of the output's shape is added.
     pub residual: bool,
+    /// The cells whose moments are stored, too, for a norm that reads the result.
+    pub cell: Option<Cell>,
 }
 
 impl ImageProblem {
@@ -95,6 +98,7 @@ impl ImageProblem {
             source_pixels: source.0 * source.1,
             columns,
             residual: false,
+            cell: None,
         }
     }
 
@@ -138,6 +142,12 @@ impl ImageProblem {
     /// The same product with or without a residual.
     pub fn with_residual(self, residual: bool) -> Self {
         Self { residual, ..self }
+    }
+
+    /// The same product, which also stores moments of its result if an image can be cut into [cells](Cell::of).
+    pub fn with_moments(self) -> Self {
+        let cell = Cell::of((self.out_h, self.out_w));
+        Self { cell, ..self }
     }
 
     /// The same product on activations of another type.
@@ -466,6 +476,14 @@ pub fn check(p: &ImageProblem, limits: &DeviceLimits, c: &ImageConfig) -> Result
     if tile != ImageTile::NARROW && !p.columns.is_multiple_of(8) {
         return fail(format!("{} output channels are no multiple of 8: only 128x16 stores those", p.columns));
     }
+    if let Some(cell) = p.cell {
+        if !tile.columns.is_multiple_of(SLAB) {
+            return fail("moments come from a staging tile, which 128x16 has not".into());
+        }
+        if !patch.w.is_multiple_of(cell.w) || !patch.h.is_multiple_of(cell.h) {
+            return fail(format!("the patch cuts cells of {}x{} pixels", cell.w, cell.h));
+        }
+    }
     if patch.pixels() > tile.rows {
         return fail(format!("the patch has {} pixels, the tile {} rows", patch.pixels(), tile.rows));
     }
@@ -528,7 +546,7 @@ fn default_configs<'a>(p: &'a ImageProblem, limits: &'a DeviceLimits) -> impl It
     ImageTile::ALL
         .into_iter()
         .flat_map(move |tile| {
-            let taps = Patch::best(tile.rows, p.images, (p.out_h, p.out_w), p.tap_extent);
+            let taps = best_patch(p, tile);
             let halos = [1, 2].map(|n| Patch { w: 8, h: tile.rows / 8 / n, n });
             let boxes = [(Boxes::Taps, taps), (Boxes::Halo, halos[0]), (Boxes::Halo, halos[1])];
             boxes.into_iter().flat_map(move |(boxes, patch)| {
@@ -545,6 +563,11 @@ fn default_configs<'a>(p: &'a ImageProblem, limits: &'a DeviceLimits) -> impl It
             })
         })
         .filter(move |c| check(p, limits, c).is_ok())
+}
+
+fn best_patch(p: &ImageProblem, tile: ImageTile) -> Patch {
+    let cell = p.cell.unwrap_or(Cell { w: 1, h: 1 });
+    Patch::best_of_cells(tile.rows, p.images, (p.out_h, p.out_w), p.tap_extent, cell)
 }
 
 /// Source and filter slots: under halo boxes two source slots and all the rest for the filter, under tap boxes as many of
@@ -574,7 +597,7 @@ fn slots(
 /// A candidate that needs the least.
 fn smallest(p: &ImageProblem) -> ImageConfig {
     let tile = if p.columns.is_multiple_of(8) { ImageTile::SMALL } else { ImageTile::NARROW };
-    let patch = Patch::best(tile.rows, p.images, (p.out_h, p.out_w), p.tap_extent);
+    let patch = best_patch(p, tile);
     let split = segments(p).count > 1 && !tile.totals;
     ImageConfig { tile, boxes: Boxes::Taps, patch, split, source_slots: 3, filter_slots: FEWEST_FILTER_SLOTS }
 }
