@@ -3,6 +3,8 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::Lowering;
+use super::hopper::image;
+use crate::backend::gpu::choice::Pass;
 use crate::backend::gpu::choice::mma::{Choice, ImageProduct, PixelProduct, choose, choose_wgrad};
 use crate::backend::gpu::driver::DevicePtr;
 use crate::backend::{BackendError, Precision};
@@ -99,10 +101,10 @@ const FINISH_BLOCK: u32 = 256;
 /// Images of one batch: `[images, height, width, channels]`. A linear layer's rows are images one pixel wide.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Images {
-    count: usize,
-    height: usize,
-    width: usize,
-    channels: usize,
+    pub(super) count: usize,
+    pub(super) height: usize,
+    pub(super) width: usize,
+    pub(super) channels: usize,
 }
 
 impl Images {
@@ -125,10 +127,10 @@ impl Images {
 /// What is done to the product before it is stored.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Fused {
-    bias: DevicePtr,
-    per_image: DevicePtr,
-    residual: DevicePtr,
-    scale: f32,
+    pub(super) bias: DevicePtr,
+    pub(super) per_image: DevicePtr,
+    pub(super) residual: DevicePtr,
+    pub(super) scale: f32,
 }
 
 impl Fused {
@@ -188,7 +190,7 @@ pub(super) fn fprop(
         vector: x.channels.is_multiple_of(chunk(ctx)),
         narrow: true,
     };
-    launch(ctx, "fprop", geometry, x, y, fused, node, &product)
+    launch(ctx, Pass::Fprop, geometry, x, y, fused, node, &product)
 }
 
 /// `dx = dy * transpose(w) + residual`; the node's operands are dy and w.
@@ -214,14 +216,15 @@ pub(super) fn dgrad(
         vector: dy.channels.is_multiple_of(chunk) && dx.channels.is_multiple_of(chunk),
         narrow: false,
     };
-    launch(ctx, "dgrad", geometry, dy, dx, fused, node, &product)
+    launch(ctx, Pass::Dgrad, geometry, dy, dx, fused, node, &product)
 }
 
-/// Launches forward pass or data gradient, and the second launch that adds split depths.
+/// Launches forward pass or data gradient: a kernel of Hopper where one takes it, else one of mma.sync and, where the depth
+/// is split, the launch that adds the parts.
 #[expect(clippy::too_many_arguments, reason = "the two callers pass their whole problem")]
 fn launch(
     ctx: &mut Lowering,
-    pass: &str,
+    pass: Pass,
     geometry: &ConvGeometry,
     source: Images,
     out: Images,
@@ -230,6 +233,10 @@ fn launch(
     product: &ImageProduct,
 ) -> Result<(), BackendError> {
     check_pixels(node, &[source, out])?;
+    let on_hopper = image::ImageProduct::new(pass, geometry, source, ctx.ptr(node.inputs[0]), out);
+    if image::launch(ctx, &on_hopper, fused, node)? {
+        return Ok(());
+    }
     let choice = choose(product);
     let epilogue = EpilogueArgs {
         out: ctx.ptr(node.outputs[0]),
@@ -263,7 +270,7 @@ fn launch(
         segment_steps: int(choice.steps)?,
     };
     let grid = [blocks(choice.tiles)?, 1, blocks(product.phases * choice.splits)?];
-    launch_tile(ctx, pass, &choice, grid, &args);
+    launch_tile(ctx, pass.name(), &choice, grid, &args);
     if split {
         let finish =
             FinishArgs { partial, epilogue, pixels: out.pixels() as i64, splits: int(choice.splits)?, padding: 0 };

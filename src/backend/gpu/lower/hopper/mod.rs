@@ -1,0 +1,4 @@
+//! Launchers of the kernels that need wgmma and TMA.
+
+pub(super) mod image;
+mod views;
