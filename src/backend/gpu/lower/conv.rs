@@ -3,7 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::Lowering;
-use super::tiles::{Choice, ImageProduct, PixelProduct, choose, choose_wgrad};
+use crate::backend::gpu::choice::mma::{Choice, ImageProduct, PixelProduct, choose, choose_wgrad};
 use crate::backend::gpu::driver::DevicePtr;
 use crate::backend::{BackendError, Precision};
 use crate::graph::{ConvGeometry, Epilogue, Node, Op, Shape};

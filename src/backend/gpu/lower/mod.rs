@@ -11,7 +11,6 @@ mod linear;
 mod norm;
 mod optim;
 mod sampling;
-mod tiles;
 
 use bytemuck::Pod;
 
