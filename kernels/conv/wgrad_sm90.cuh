@@ -47,7 +47,7 @@ struct HopperWgradArgs {
     uint32_t slots, slot_bytes;
     uint32_t ragged; // whether a patch has fewer than 64 pixels
     WgradTap taps[9];
-    uint32_t padding[13];
+    uint32_t padding[8];
 };
 
 template <int TAPS, int COLUMNS> class HopperWgrad {

@@ -6,6 +6,7 @@ mod diffusion;
 mod elementwise;
 mod embedding;
 mod fast_divide;
+mod hopper;
 mod image;
 mod linear;
 mod norm;
