@@ -6,12 +6,12 @@ mod diffusion;
 mod elementwise;
 mod embedding;
 mod fast_divide;
+mod hopper;
 mod image;
 mod linear;
 mod norm;
 mod optim;
 mod sampling;
-mod tiles;
 
 use bytemuck::Pod;
 
