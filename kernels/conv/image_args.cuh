@@ -44,9 +44,10 @@ struct ImageArgs {
     float* partial;         // split: [tiles][segments][tile], else null
     uint32_t* tickets;      // split: [tiles], zero before and after
     ChannelMoments* statistics; // [images, patches_y * patches_x, columns] or null
+    const float* column_scale;  // e4m3: [columns], what 1 in both operands stands for
 
     int32_t images, out_h, out_w, columns; // of the longest phase
-    int32_t source_slabs;    // of source 0
+    int32_t source_slabs;    // of source 0, 128 bytes of channels each
     int32_t source_channels; // of source 0
     int32_t source_views;    // of each source
     int32_t patch_w, patch_h, patch_n;

@@ -13,6 +13,9 @@ __device__ __forceinline__ int image_of_row(const ImageArgs& args, const ImageIt
 
 template <class Product>
 __device__ __forceinline__ void add_vectors(const ImageArgs& args, const ImageItem& item, Product& product) {
+    if constexpr (Product::E4M3) {
+        scale_columns(product, args.column_scale, item.column, args.columns);
+    }
     if (args.bias) {
         add_bias(product, args.bias, item.column, args.columns);
     }

@@ -12,11 +12,16 @@ use warpdiff::backend::{Backend, Precision};
 /// The simulator under three schedules; with `WARPDIFF_SIM=race` or `asan` one of its checking builds, with
 /// `WARPDIFF_TEST_DEVICE=cuda` the GPU.
 pub fn devices() -> Vec<Arc<dyn Driver>> {
-    devices_of(Options::default().capability)
+    devices_with(Options::default())
 }
 
-/// As [`devices`]; simulators claim this compute capability, a GPU is what it is.
-fn devices_of(capability: (u32, u32)) -> Vec<Arc<dyn Driver>> {
+/// Options of a chip before Hopper.
+fn before_hopper() -> Options {
+    Options { capability: (8, 0), ..Options::default() }
+}
+
+/// As [`devices`]; simulators claim the features of `options`, a GPU is what it is.
+fn devices_with(options: Options) -> Vec<Arc<dyn Driver>> {
     match std::env::var("WARPDIFF_TEST_DEVICE").as_deref() {
         Ok("cuda") => return vec![gpu()],
         Ok(other) if other != "sim" => panic!("WARPDIFF_TEST_DEVICE is {other:?}, neither sim nor cuda"),
@@ -29,13 +34,12 @@ fn devices_of(capability: (u32, u32)) -> Vec<Arc<dyn Driver>> {
         Err(_) => None,
     };
     if let Some(variant) = variant {
-        return vec![Arc::new(Sim::open(variant, Options { capability, ..Options::default() }).unwrap())];
+        return vec![Arc::new(Sim::open(variant, options).unwrap())];
     }
     let schedules =
         [(Schedule::Fifo, Async::Eager), (Schedule::Lifo, Async::Late), (Schedule::RandomPriority, Async::Random)];
     let sim = |(schedule, asynchronous)| {
-        Arc::new(Sim::new(Options { schedule, asynchronous, seed: 7, capability, ..Options::default() }))
-            as Arc<dyn Driver>
+        Arc::new(Sim::new(Options { schedule, asynchronous, seed: 7, ..options })) as Arc<dyn Driver>
     };
     schedules.map(sim).into()
 }
@@ -61,14 +65,24 @@ pub fn check(case: &Case, precision: Precision, gradients: bool, seed: u64) {
 pub fn check_generations(case: &Case, precision: Precision, seed: u64) {
     let mut all = devices();
     if precision == Precision::Bf16 && all[0].name() == "sim" {
-        all.extend(devices_of((8, 0)));
+        all.extend(devices_with(before_hopper()));
     }
     check_on(all, case, precision, false, seed);
 }
 
 /// [`check`] of an operation alone with the kernels of chips before Hopper, where the device can be one.
 pub fn check_before_hopper(case: &Case, precision: Precision, seed: u64) {
-    check_on(devices_of((8, 0)), case, precision, false, seed);
+    check_on(devices_with(before_hopper()), case, precision, false, seed);
+}
+
+/// [`check`] of an operation alone with the kernels of Hopper: with wgmma operands that begin anywhere, and with those that
+/// begin where the swizzle does.
+pub fn check_hopper(case: &Case, seed: u64) {
+    let mut all = devices();
+    if all[0].name() == "sim" {
+        all.extend(devices_with(Options { shifted_operands: false, ..Options::default() }));
+    }
+    check_on(all, case, Precision::Bf16, false, seed);
 }
 
 fn check_on(devices: Vec<Arc<dyn Driver>>, case: &Case, precision: Precision, gradients: bool, seed: u64) {

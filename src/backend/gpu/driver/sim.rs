@@ -52,11 +52,20 @@ pub struct Options {
     pub threads: u16,
     /// Compute capability that the device claims, (8, 0) or (9, 0): kernels of earlier chips run where it is older.
     pub capability: (u32, u32),
+    /// Whether it says that wgmma operands may begin anywhere in a swizzle; only from capability (9, 0) on.
+    pub shifted_operands: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { schedule: Schedule::default(), asynchronous: Async::default(), seed: 0, threads: 0, capability: (9, 0) }
+        Self {
+            schedule: Schedule::default(),
+            asynchronous: Async::default(),
+            seed: 0,
+            threads: 0,
+            capability: (9, 0),
+            shifted_operands: true,
+        }
     }
 }
 
@@ -95,7 +104,7 @@ impl Sim {
             multiprocessors: 132,
             shared_bytes: 227 << 10,
             memory_bytes: 1 << 40,
-            shifted_operands: o.capability >= (9, 0),
+            shifted_operands: o.shifted_operands && o.capability >= (9, 0),
         };
         Self { library, config, limits }
     }
