@@ -64,6 +64,16 @@ impl Replaced {
         self.0.get(&value).cloned().unwrap_or_else(|| vec![value])
     }
 
+    /// Whether all results of a node are replaced.
+    pub fn makes_nothing(&self, node: &Node) -> bool {
+        !node.outputs.is_empty() && node.outputs.iter().all(|&v| self.contains(v))
+    }
+
+    /// How many values are replaced.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
     /// Whether it replaces nothing.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -292,8 +302,7 @@ impl Lifetime {
 
 fn lifetimes(graph: &Graph, replaced: &Replaced) -> Vec<Option<Lifetime>> {
     let mut lives: Vec<Option<Lifetime>> = vec![None; graph.values.len()];
-    let makes_nothing = |node: &Node| !node.outputs.is_empty() && node.outputs.iter().all(|&v| replaced.contains(v));
-    for (i, node) in graph.nodes.iter().enumerate().filter(|(_, node)| !makes_nothing(node)) {
+    for (i, node) in graph.nodes.iter().enumerate().filter(|(_, node)| !replaced.makes_nothing(node)) {
         for v in &node.outputs {
             lives[v.index()] = Some(Lifetime { first: i, last: i });
         }

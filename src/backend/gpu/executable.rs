@@ -9,7 +9,7 @@ use half::bf16;
 use super::backend_error;
 use super::driver::{Driver, DriverError, LoadedKernel, Recording};
 use super::launch::Launch;
-use super::lower::{self, Planned};
+use super::lower::{self, Planned, Roles};
 use super::memory::DeviceBuffer;
 use super::plan_memory::Memory;
 use crate::backend::{BackendError, Executable, Precision, Store, check_bytes, check_floats, check_length};
@@ -29,11 +29,11 @@ pub(super) struct GpuExecutable {
 }
 
 impl GpuExecutable {
-    pub fn new(driver: &Arc<dyn Driver>, plan: Plan) -> Result<Self, BackendError> {
+    pub fn new(driver: &Arc<dyn Driver>, plan: Plan, roles: &Roles) -> Result<Self, BackendError> {
         let fail = |e| backend_error(driver.name(), e);
-        let measured = lower::measure(&plan, driver.limits())?;
+        let measured = lower::measure(&plan, roles, driver.limits())?;
         let memory = Memory::new(driver, &plan, &measured)?;
-        let lowered = lower::lower(&plan, driver.as_ref(), memory.addresses())?;
+        let lowered = lower::lower(&plan, roles, driver.as_ref(), memory.addresses())?;
         debug_assert_eq!(
             (lowered.scratch_bytes, lowered.counter_bytes, lowered.derived_bytes),
             (measured.scratch_bytes, measured.counter_bytes, measured.derived_bytes),

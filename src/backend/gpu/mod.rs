@@ -18,18 +18,21 @@ use super::{Backend, BackendError, Executable, Precision};
 use crate::graph::Plan;
 use driver::cuda::Cuda;
 use driver::{Driver, DriverError};
+pub use lower::Fusions;
+use lower::Roles;
 
 /// A device with its kernels.
 #[derive(Clone)]
 pub struct Gpu {
     driver: Arc<dyn Driver>,
     precision: Precision,
+    fusions: Fusions,
 }
 
 impl Gpu {
     /// A device and the type of its activations.
     pub fn new(driver: Arc<dyn Driver>, precision: Precision) -> Self {
-        Self { driver, precision }
+        Self { driver, precision, fusions: Fusions::default() }
     }
 
     /// The first NVIDIA GPU.
@@ -39,6 +42,11 @@ impl Gpu {
     pub fn cuda(precision: Precision) -> Result<Self, BackendError> {
         let cuda = Cuda::open().map_err(|e| backend_error("cuda", e))?;
         Ok(Self::new(Arc::new(cuda), precision))
+    }
+
+    /// The same device with these fusions and no others: for comparisons.
+    pub fn with_fusions(self, fusions: Fusions) -> Self {
+        Self { fusions, ..self }
     }
 
     /// The device.
@@ -57,7 +65,9 @@ impl Backend for Gpu {
     }
 
     fn compile(&self, plan: Plan) -> Result<Box<dyn Executable>, BackendError> {
-        Ok(Box::new(executable::GpuExecutable::new(&self.driver, plan.relaid(self.precision))?))
+        let roles = Roles::new(plan.graph(), self.precision, self.driver.limits(), self.fusions);
+        let plan = plan.relaid_without(self.precision, roles.replaced().clone());
+        Ok(Box::new(executable::GpuExecutable::new(&self.driver, plan, &roles)?))
     }
 }
 

@@ -8,7 +8,7 @@ use super::driver::{Driver, DriverError};
 use super::lower::{Addresses, Lowered};
 use super::memory::DeviceBuffer;
 use crate::backend::{BackendError, Precision, Store};
-use crate::graph::{Op, Plan, Region, Source};
+use crate::graph::{Graph, Op, Plan, Region, Source};
 
 /// Every byte of memory that nothing wrote yet: NaN in every floating-point type.
 const POISON: u8 = 0xFF;
@@ -28,6 +28,8 @@ pub(super) struct Memory {
     counters: DeviceBuffer,
     /// What prepared launches make of the parameters.
     derived: DeviceBuffer,
+    /// Moments that products store for norms.
+    moments: DeviceBuffer,
 }
 
 impl Memory {
@@ -58,7 +60,7 @@ impl Memory {
         measured: &Lowered,
     ) -> Result<Self, DriverError> {
         let params = plan.region_bytes(Region::Params);
-        let moment = if optimises(plan) { params } else { 0 };
+        let moment = if optimises(plan.graph()) { params } else { 0 };
         let zeroed = |bytes| filled(bytes, 0);
         let memory = Self {
             persistent: zeroed(plan.region_bytes(Region::Persistent))?,
@@ -70,6 +72,7 @@ impl Memory {
             constants: zeroed(measured.constants.len())?,
             counters: zeroed(measured.counter_bytes)?,
             derived: filled(measured.derived_bytes, POISON)?,
+            moments: filled(measured.moment_bytes, POISON)?,
         };
         memory.constants.write(0, &measured.constants)?;
         Ok(memory)
@@ -87,13 +90,14 @@ impl Memory {
             constants: self.constants.ptr(),
             counters: self.counters.ptr(),
             derived: self.derived.ptr(),
+            moments: self.moments.ptr(),
         }
     }
 
     /// All buffers.
     pub fn buffers(&self) -> impl Iterator<Item = &DeviceBuffer> {
-        let Self { persistent, arena, grads, stores, mirror, scratch, constants, counters, derived } = self;
-        let single = [persistent, arena, grads, mirror, scratch, constants, counters, derived];
+        let Self { persistent, arena, grads, stores, mirror, scratch, constants, counters, derived, moments } = self;
+        let single = [persistent, arena, grads, mirror, scratch, constants, counters, derived, moments];
         single.into_iter().chain(stores)
     }
 
@@ -109,8 +113,8 @@ impl Memory {
 }
 
 /// Whether a run changes the parameters.
-pub(super) fn optimises(plan: &Plan) -> bool {
-    plan.graph().nodes().iter().any(|n| matches!(n.op, Op::AdamW(_)))
+pub(super) fn optimises(graph: &Graph) -> bool {
+    graph.nodes().iter().any(|n| matches!(n.op, Op::AdamW(_)))
 }
 
 fn mirror_bytes(plan: &Plan) -> usize {
@@ -121,9 +125,10 @@ fn mirror_bytes(plan: &Plan) -> usize {
 fn fitting_batch(plan: &Plan, measured: &Lowered, room: usize) -> Option<usize> {
     let kept = plan.graph().values().iter().filter(|v| matches!(v.source, Source::Input | Source::State));
     let batch = kept.filter(|v| v.shape.rank() == 4).map(|v| v.shape.batch()).max()?;
-    let stores = if optimises(plan) { Store::ALL.len() } else { 1 };
+    let stores = if optimises(plan.graph()) { Store::ALL.len() } else { 1 };
     let weights = plan.region_bytes(Region::Params) * stores + mirror_bytes(plan) + measured.derived_bytes;
     let fixed = weights + plan.region_bytes(Region::Grads);
-    let growing = plan.region_bytes(Region::Persistent) + plan.region_bytes(Region::Arena) + measured.scratch_bytes;
+    let values = plan.region_bytes(Region::Persistent) + plan.region_bytes(Region::Arena);
+    let growing = values + measured.scratch_bytes + measured.moment_bytes;
     Some(room.checked_sub(fixed)? / growing.div_ceil(batch).max(1)).filter(|&n| n > 0)
 }

@@ -110,7 +110,7 @@ pub(super) struct Images {
 
 impl Images {
     /// A four-dimensional value as it is.
-    fn of(shape: Shape) -> Self {
+    pub(super) fn of(shape: Shape) -> Self {
         let (height, width) = shape.height_width();
         Self { count: shape.batch(), height, width, channels: shape.channels() }
     }
@@ -239,9 +239,13 @@ fn launch(
     product: &ImageProduct,
 ) -> Result<(), BackendError> {
     check_pixels(node, &[source, out])?;
-    let on_hopper = image::ImageProduct::new(pass, geometry, source, ctx.ptr(node.inputs[0]), out);
-    if image::launch(ctx, &on_hopper, fused, node)? {
+    let (x, y) = (node.inputs[0], node.outputs[0]);
+    let on_hopper = image::ImageProduct::new(pass, geometry, source, ctx.sources(x), out).upsampled(ctx.is_upsampled(x));
+    if image::launch(ctx, &on_hopper.with_moments(ctx.stored_moments(y)), fused, node)? {
         return Ok(());
+    }
+    if ctx.plan().replaced().contains(x) {
+        return Err(refuse(format!("{} at {} has lost its operand to a fusion", node.op.name(), node.scope)));
     }
     let choice = choose(product);
     let epilogue = EpilogueArgs {

@@ -6,6 +6,7 @@ mod diffusion;
 mod elementwise;
 mod embedding;
 mod fast_divide;
+mod fusions;
 mod hopper;
 mod image;
 mod linear;
@@ -15,13 +16,17 @@ mod sampling;
 
 use bytemuck::Pod;
 
+pub use fusions::Fusions;
+pub(super) use fusions::Roles;
+
 use super::backend_error;
 use super::driver::{DeviceLimits, DevicePtr, Driver, TensorMap, TensorMapSpec};
 use super::launch::{Args, Config};
 use super::plan_memory::optimises;
 use crate::backend::{BackendError, Precision, Store};
 use crate::graph::plan::ALIGN;
-use crate::graph::{DType, Graph, Node, Op, Plan, Region, Shape, Source, ValueId};
+use crate::graph::{DType, Graph, Node, Op, Plan, Region, Shape, Source as Origin, ValueId};
+use hopper::image::Source;
 
 /// Where the memory of a plan lies.
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +49,8 @@ pub(super) struct Addresses {
     pub counters: DevicePtr,
     /// What prepared launches make of the parameters.
     pub derived: DevicePtr,
+    /// Moments that products store for norms.
+    pub moments: DevicePtr,
 }
 
 impl Addresses {
@@ -60,6 +67,7 @@ impl Addresses {
             constants: at,
             counters: at,
             derived: at,
+            moments: at,
         }
     }
 }
@@ -88,6 +96,8 @@ pub(super) struct Lowered {
     pub counter_bytes: usize,
     /// Bytes of everything that prepared launches make.
     pub derived_bytes: usize,
+    /// Bytes of the moments that products store for norms.
+    pub moment_bytes: usize,
     /// Content of the constants.
     pub constants: Vec<u8>,
 }
@@ -96,26 +106,36 @@ pub(super) struct Lowered {
 ///
 /// # Errors
 /// [`BackendError::Device`] for an operation that has no kernel.
-pub(super) fn measure(plan: &Plan, limits: &DeviceLimits) -> Result<Lowered, BackendError> {
-    lower_on(plan, limits, Addresses::provisional(), None)
+pub(super) fn measure(plan: &Plan, roles: &Roles, limits: &DeviceLimits) -> Result<Lowered, BackendError> {
+    lower_on(plan, roles, limits, Addresses::provisional(), None)
 }
 
 /// Turns every node of the plan into launches.
 ///
 /// # Errors
 /// [`BackendError::Device`] for an operation that has no kernel, or a tensor map that the device refuses.
-pub(super) fn lower(plan: &Plan, driver: &dyn Driver, addresses: Addresses) -> Result<Lowered, BackendError> {
-    lower_on(plan, driver.limits(), addresses, Some(driver))
+pub(super) fn lower(
+    plan: &Plan,
+    roles: &Roles,
+    driver: &dyn Driver,
+    addresses: Addresses,
+) -> Result<Lowered, BackendError> {
+    lower_on(plan, roles, driver.limits(), addresses, Some(driver))
 }
 
 fn lower_on(
     plan: &Plan,
+    roles: &Roles,
     limits: &DeviceLimits,
     addresses: Addresses,
     encoder: Option<&dyn Driver>,
 ) -> Result<Lowered, BackendError> {
-    let mut ctx = Lowering { plan, limits, addresses, encoder, scratch_used: 0, lowered: Lowered::default() };
+    let lowered = Lowered { moment_bytes: roles.moment_bytes(), ..Lowered::default() };
+    let mut ctx = Lowering { plan, roles, limits, addresses, encoder, scratch_used: 0, lowered };
     for node in plan.graph().nodes() {
+        if roles.makes_nothing(node) {
+            continue;
+        }
         ctx.scratch_used = 0;
         dispatch(&mut ctx, node)?;
     }
@@ -163,6 +183,7 @@ fn planned<A: Pod>(kernel: &str, grid: [u32; 3], block: u32, shared: u32, args: 
 /// What the launchers see of a plan, and where they put their launches.
 pub(super) struct Lowering<'a> {
     plan: &'a Plan,
+    roles: &'a Roles,
     limits: &'a DeviceLimits,
     addresses: Addresses,
     /// Encodes tensor maps; none while measuring.
@@ -214,6 +235,22 @@ impl Lowering<'_> {
         base.offset(place.offset)
     }
 
+    /// What a reader of `v` reads: the value, or those that fusion put in its place.
+    pub fn sources(&self, v: ValueId) -> Vec<Source> {
+        let source = |v: ValueId| Source { at: self.ptr(v), channels: self.shape(v).channels() };
+        self.plan.replaced().resolve(v).into_iter().map(source).collect()
+    }
+
+    /// Whether a reader of `v` doubles the size of what it reads.
+    pub fn is_upsampled(&self, v: ValueId) -> bool {
+        self.roles.is_upsampled(v)
+    }
+
+    /// Where the product that makes `v` stores moments of it; null if nobody asks for them.
+    pub fn stored_moments(&self, v: ValueId) -> DevicePtr {
+        self.roles.stored(v).map_or(DevicePtr::NULL, |m| self.addresses.moments.offset(m.offset))
+    }
+
     /// Address of operand or result `index`; null where there is none.
     pub fn optional_ptr(&self, values: &[ValueId], index: usize) -> DevicePtr {
         values.get(index).map_or(DevicePtr::NULL, |&v| self.ptr(v))
@@ -233,7 +270,7 @@ impl Lowering<'_> {
         if self.precision() == Precision::F32 || value.dtype == DType::Act {
             return self.ptr(v);
         }
-        if let (Source::Param(_), Some(place)) = (&value.source, self.plan.place(v)) {
+        if let (Origin::Param(_), Some(place)) = (&value.source, self.plan.place(v)) {
             return self.addresses.mirror.offset(place.offset / 2);
         }
         elementwise::to_act(self, v)
@@ -299,7 +336,7 @@ impl Lowering<'_> {
 
     /// Whether `v` is a parameter that no run changes: what [`Lowering::prepare`] may read.
     pub fn is_fixed(&self, v: ValueId) -> bool {
-        matches!(self.graph().value(v).source, Source::Param(_)) && !optimises(self.plan)
+        matches!(self.graph().value(v).source, Origin::Param(_)) && !optimises(self.graph())
     }
 
     /// Memory for weights that prepared launches derive from [fixed](Lowering::is_fixed) parameters: kept from run to run.
@@ -313,7 +350,7 @@ impl Lowering<'_> {
     /// [fixed](Lowering::is_fixed) parameters, constants and what earlier prepared launches wrote, and writes
     /// [derived](Lowering::derived) memory only.
     pub fn prepare<A: Pod>(&mut self, kernel: &str, grid: [u32; 3], block: u32, shared: u32, args: &A) {
-        debug_assert!(!optimises(self.plan), "{kernel}: a training plan changes its parameters in every run");
+        debug_assert!(!optimises(self.graph()), "{kernel}: a training plan changes its parameters in every run");
         self.lowered.prepared.push(planned(kernel, grid, block, shared, args));
     }
 

@@ -3,9 +3,9 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::Lowering;
-use crate::backend::BackendError;
+use crate::backend::{BackendError, Precision};
 use crate::backend::gpu::driver::DevicePtr;
-use crate::graph::{GroupNorm, Node, Op, Shape};
+use crate::graph::{Graph, GroupNorm, Node, Op, Shape, ValueId};
 
 /// Threads of a block, at most.
 const BLOCK: usize = 256;
@@ -191,6 +191,16 @@ fn gcd(a: usize, b: usize) -> usize {
 /// Blocks of kernels that give a warp to each of `n` things.
 fn warps(n: usize) -> [u32; 3] {
     [n.div_ceil(WARPS) as u32, 1, 1]
+}
+
+/// Whether a norm can read the concatenation of two values.
+pub(super) fn reads_two(_graph: &Graph, _node: &Node, _parts: [ValueId; 2], _precision: Precision) -> bool {
+    false
+}
+
+/// Whether a norm can take its statistics from moments of the parts of its operand.
+pub(super) fn reads_moments(_graph: &Graph, _node: &Node, _parts: &[ValueId], _precision: Precision) -> bool {
+    false
 }
 
 pub(super) fn lower(ctx: &mut Lowering, node: &Node) -> Result<(), BackendError> {

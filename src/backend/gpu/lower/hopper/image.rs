@@ -2,13 +2,15 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::views::{Phase, Tap, View, Views, views};
-use crate::backend::gpu::choice::{Boxes, ImageChoice, ImageProblem, Pass, SLAB, THREADS, choose_image, takes_image};
+use super::views::{Phase, Tap, View, Views, upsampled, views};
+use crate::backend::gpu::choice::{Boxes, Cell, ImageChoice, ImageProblem, Pass, SLAB, THREADS, choose_image, takes_image};
 use crate::backend::gpu::driver::{DeviceLimits, DevicePtr, Swizzle, TensorMap, TensorMapSpec};
 use crate::backend::gpu::lower::Lowering;
 use crate::backend::gpu::lower::conv::{Fused, Images};
+use crate::backend::gpu::lower::fast_divide::FastDivide;
+use crate::backend::gpu::lower::linear::POINTWISE;
 use crate::backend::{BackendError, Precision};
-use crate::graph::{ConvGeometry, Node};
+use crate::graph::{ConvGeometry, Graph, Node, Op, Shape, ValueId};
 
 /// Bytes of a bf16.
 const BYTES: usize = 2;
@@ -56,6 +58,7 @@ struct ImageArgs {
     partial: DevicePtr,
     tickets: DevicePtr,
     statistics: DevicePtr,
+    column_scale: DevicePtr,
     images: i32,
     out_h: i32,
     out_w: i32,
@@ -78,7 +81,20 @@ struct ImageArgs {
     block_bytes: u32,
     has_residual: i32,
     scale: f32,
-    padding: [u32; 12],
+    cell_w: i32,
+    cell_h: i32,
+    phase_count: i32,
+    padding: [u32; 7],
+}
+
+/// `struct SumTapsArgs` of `kernels/conv/sum_taps.cu`.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct SumTapsArgs {
+    filter: DevicePtr,
+    out: DevicePtr,
+    vectors: u32,
+    columns: FastDivide,
 }
 
 /// One tensor whose channels are part of the depth; several are read as their concatenation.
@@ -107,20 +123,49 @@ pub(in super::super) struct ImageProduct {
     pub out_size: (usize, usize),
     /// Output channels.
     pub columns: usize,
+    /// Whether the convolution is one of the source doubled in size.
+    pub upsampled: bool,
+    /// Where moments of the result go; null if nobody asks for them.
+    pub moments: DevicePtr,
 }
 
 impl ImageProduct {
-    /// As the launchers see it.
-    pub fn new(pass: Pass, geometry: &ConvGeometry, source: Images, at: DevicePtr, out: Images) -> Self {
+    /// As the launchers see it. `source` is the operand before fusion.
+    pub fn new(pass: Pass, geometry: &ConvGeometry, source: Images, sources: Vec<Source>, out: Images) -> Self {
         Self {
             pass,
             geometry: *geometry,
-            sources: vec![Source { at, channels: source.channels }],
+            sources,
             source_size: (source.height, source.width),
             images: out.count,
             out_size: (out.height, out.width),
             columns: out.channels,
+            upsampled: false,
+            moments: DevicePtr::NULL,
         }
+    }
+
+    /// The forward pass of a node, if it is one of a convolution or linear layer.
+    pub fn forward(graph: &Graph, node: &Node, sources: Vec<Source>) -> Option<Self> {
+        let (geometry, images): (_, fn(Shape) -> Images) = match &node.op {
+            Op::Conv2d(geometry, _) => (geometry, Images::of),
+            Op::Linear(_) => (&POINTWISE, Images::column),
+            _ => return None,
+        };
+        let [x, y] = [node.inputs[0], node.outputs[0]].map(|v| images(graph.shape(v)));
+        Some(Self::new(Pass::Fprop, geometry, x, sources, y))
+    }
+
+    /// The same product, its sources half as large as its operand if `upsampled`.
+    pub fn upsampled(self, upsampled: bool) -> Self {
+        let (h, w) = self.source_size;
+        let source_size = if upsampled { (h / 2, w / 2) } else { (h, w) };
+        Self { upsampled, source_size, ..self }
+    }
+
+    /// The same product, which stores moments of its result.
+    pub fn with_moments(self, moments: DevicePtr) -> Self {
+        Self { moments, ..self }
     }
 
     fn channels(&self) -> Vec<usize> {
@@ -131,16 +176,38 @@ impl ImageProduct {
         let (geometry, images, source, out) = (&self.geometry, self.images, self.source_size, self.out_size);
         let channels = self.channels();
         let problem = match self.pass {
+            Pass::Fprop if self.upsampled => ImageProblem::upsample(images, source, channels[0], self.columns),
             Pass::Fprop => ImageProblem::fprop(geometry, images, source, out, &channels, self.columns),
             Pass::Dgrad => ImageProblem::dgrad(geometry, images, source, out, channels.iter().sum(), self.columns),
         };
-        problem.with_residual(residual).with_precision(precision)
+        let problem = problem.with_residual(residual).with_precision(precision);
+        if self.moments == DevicePtr::NULL { problem } else { problem.with_moments() }
+    }
+
+    /// Whether the kernels take this product on this device, or why not.
+    ///
+    /// # Errors
+    /// The reason.
+    pub fn taken(&self, precision: Precision, residual: bool, limits: &DeviceLimits) -> Result<(), &'static str> {
+        self.views(&self.problem(precision, residual), limits).map(|_| ())
+    }
+
+    /// The cells whose moments it can store, and how many an image has; none if its images cannot be cut into cells.
+    pub fn cells(&self, precision: Precision, residual: bool) -> Option<(Cell, usize)> {
+        let problem = self.problem(precision, residual).with_moments();
+        Some((problem.cell?, problem.pixels_an_image() / problem.cell?.pixels()))
     }
 
     /// The views, if the kernels take this product on this device.
     fn views(&self, problem: &ImageProblem, limits: &DeviceLimits) -> Result<Views, &'static str> {
         takes_image(problem, limits)?;
-        let views = views(self.pass, &self.geometry, self.source_size, self.out_size)?;
+        if self.upsampled && (self.geometry != ConvGeometry::SAME_3X3 || self.sources.len() != 1) {
+            return Err("only one source is upsampled, by a 3x3 convolution that keeps the size");
+        }
+        let views = match self.upsampled {
+            true => upsampled(self.source_size),
+            false => views(self.pass, &self.geometry, self.source_size, self.out_size)?,
+        };
         let taps: usize = views.phases.iter().map(|phase| phase.taps.len()).sum();
         if views.sources.len() * self.sources.len() > VIEWS || taps > TAPS || views.phases.len() > PHASES {
             return Err("more views, taps or phases than a launch has tables for");
@@ -174,18 +241,32 @@ pub(in super::super) fn launch(
     let Ok(views) = product.views(&problem, ctx.limits()) else { return Ok(false) };
     let choice = choose_image(&problem, ctx.limits(), None);
     let operands = Operands {
-        filter: ctx.weight(node.inputs[1]),
+        filter: if product.upsampled { summed_taps(ctx, product, node.inputs[1]) } else { ctx.weight(node.inputs[1]) },
         out: ctx.ptr(node.outputs[0]),
         fused,
         partial: if choice.split { ctx.scratch(choice.partial_bytes()) } else { DevicePtr::NULL },
         tickets: if choice.split { ctx.counters(choice.tickets()) } else { DevicePtr::NULL },
-        statistics: DevicePtr::NULL,
+        statistics: product.moments,
     };
     let encode = |spec: &TensorMapSpec| ctx.tensor_map(spec);
     let args = arguments(product, &views, &choice, &operands, encode)?;
     let blocks = (args.items as u32).min(choice.blocks as u32);
     ctx.launch(&choice.kernel(product.pass), [blocks, 1, 1], THREADS, choice.shared_bytes as u32, &args);
     Ok(true)
+}
+
+/// The filter of an upsampling convolution on the small image, made once from the weights.
+fn summed_taps(ctx: &mut Lowering, product: &ImageProduct, weight: ValueId) -> DevicePtr {
+    const BLOCK: usize = 256;
+    const VECTOR: usize = 8;
+    let channels: usize = product.sources.iter().map(|s| s.channels).sum();
+    let elements = product.columns * TAPS * channels;
+    let out = ctx.derived(elements * BYTES);
+    let vectors = elements / VECTOR;
+    let columns = FastDivide::new(channels / VECTOR);
+    let args = SumTapsArgs { filter: ctx.param_f32(weight), out, vectors: vectors as u32, columns };
+    ctx.prepare("conv_sum_taps_bf16", [vectors.div_ceil(BLOCK) as u32, 1, 1], BLOCK as u32, 0, &args);
+    out
 }
 
 /// The first pixel of the box that serves all taps of a phase.
@@ -255,6 +336,7 @@ fn arguments(
     let patches = patch.counts(product.images, (out_h, out_w));
     let tiles = patches.0 * patches.1 * patches.2 * views.phases.len() * choice.column_tiles;
     let split = if choice.split { choice.segments.count } else { 1 };
+    let cell = Cell::of((out_h, out_w)).unwrap_or(Cell { w: 1, h: 1 });
     Ok(ImageArgs {
         direct_out: operands.out,
         direct_residual: fused.residual,
@@ -263,6 +345,7 @@ fn arguments(
         partial: operands.partial,
         tickets: operands.tickets,
         statistics: operands.statistics,
+        column_scale: DevicePtr::NULL,
         images: int(product.images)?,
         out_h: int(out_h)?,
         out_w: int(out_w)?,
@@ -290,6 +373,9 @@ fn arguments(
         } as u32,
         has_residual: i32::from(fused.residual != DevicePtr::NULL),
         scale: fused.scale,
+        cell_w: cell.w as i32,
+        cell_h: cell.h as i32,
+        phase_count: views.phases.len() as i32,
         ..args
     })
 }
@@ -320,7 +406,7 @@ fn filter(product: &ImageProduct, at: DevicePtr, depth: usize, tile_columns: usi
         Pass::Fprop => (depth, product.columns, tile_columns),
         Pass::Dgrad => (product.columns, depth, SLAB),
     };
-    let taps = product.geometry.kernel.0 * product.geometry.kernel.1;
+    let taps = if product.upsampled { TAPS } else { product.geometry.kernel.0 * product.geometry.kernel.1 };
     TensorMapSpec {
         base: at,
         element_bytes: BYTES as u32,
