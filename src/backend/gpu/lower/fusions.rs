@@ -203,12 +203,13 @@ impl<'a> Analysis<'a> {
     }
 
     /// Every norm whose whole operand was made by products. Where only one half of a concatenation was, the norm computes
-    /// its own: it would have to read the other half anyway, in a pass that is then as long as one over both.
+    /// its own: it would have to read the other half anyway, by one more launch. Where the concatenation is written (a plan
+    /// that trains), its parts may be gone when the norm runs.
     fn find_statistics(&mut self) {
         let mut lives: BTreeMap<ValueId, (Stored, Lifetime)> = BTreeMap::new();
         for (index, node) in self.graph.nodes().iter().enumerate() {
             let Op::GroupNorm(_) = node.op else { continue };
-            let parts = self.parts(node.inputs[0]);
+            let parts = self.roles.replaced.resolve(node.inputs[0]);
             if !norm::reads_moments(self.graph, node, &parts, self.precision) {
                 continue;
             }
@@ -228,16 +229,6 @@ impl<'a> Analysis<'a> {
         self.roles.moment_bytes = total;
         let placed = lives.iter().zip(offsets).map(|((&v, &(moments, _)), offset)| (v, Stored { offset, ..moments }));
         self.roles.stored = placed.collect();
-    }
-
-    /// The two operands of a concatenation, left out or not; any other value itself.
-    fn parts(&self, v: ValueId) -> Vec<ValueId> {
-        match self.graph.value(v).source {
-            Origin::Node { node, .. } if matches!(self.graph.nodes()[node].op, Op::Concat) => {
-                self.graph.nodes()[node].inputs.clone()
-            }
-            _ => vec![v],
-        }
     }
 
     /// The node that makes a value and the moments that it can store.

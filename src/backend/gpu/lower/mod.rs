@@ -18,6 +18,7 @@ use bytemuck::Pod;
 
 pub use fusions::Fusions;
 pub(super) use fusions::Roles;
+use fusions::Stored;
 
 use super::backend_error;
 use super::driver::{DeviceLimits, DevicePtr, Driver, TensorMap, TensorMapSpec};
@@ -244,6 +245,12 @@ impl Lowering<'_> {
     /// Whether a reader of `v` doubles the size of what it reads.
     pub fn is_upsampled(&self, v: ValueId) -> bool {
         self.roles.is_upsampled(v)
+    }
+
+    /// The moments that the norm that makes `y` reads, of each of its sources, and where they lie.
+    pub fn read_moments(&self, y: ValueId) -> Option<Vec<(DevicePtr, Stored)>> {
+        let stored = self.roles.moments_of(y)?;
+        Some(stored.into_iter().map(|m| (self.addresses.moments.offset(m.offset), m)).collect())
     }
 
     /// Where the product that makes `v` stores moments of it; null if nobody asks for them.
