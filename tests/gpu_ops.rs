@@ -10,6 +10,7 @@ mod gpu {
     mod embedding;
     mod graphs;
     mod hopper;
+    mod hopper_wgrad;
     mod linear;
     mod norm;
     mod optim;

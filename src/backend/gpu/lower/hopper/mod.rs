@@ -2,3 +2,4 @@
 
 pub(super) mod image;
 mod views;
+pub(super) mod wgrad;
