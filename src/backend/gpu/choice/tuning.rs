@@ -48,6 +48,10 @@ pub struct Tuning {
     pixel: HashMap<PixelProblem, PixelConfig>,
 }
 
+mod embedded {
+    include!(concat!(env!("OUT_DIR"), "/tuning.rs"));
+}
+
 #[derive(Deserialize)]
 struct Document(HashMap<String, HashMap<String, String>>);
 
@@ -71,6 +75,21 @@ impl Tuning {
             })?;
         }
         Ok(table)
+    }
+
+    /// What the tables in this build say about this GPU, those of `benches/results/tuning` in the order of their names.
+    ///
+    /// # Errors
+    /// As [`Tuning::parse`].
+    pub fn embedded(limits: &DeviceLimits) -> Result<Self, TuningError> {
+        let mut all = Self::default();
+        for (name, text) in embedded::TABLES {
+            let table = Self::parse(name, text, limits)?;
+            all.name = if all.name.is_empty() { table.name } else { format!("{}, {}", all.name, table.name) };
+            all.image.extend(table.image);
+            all.pixel.extend(table.pixel);
+        }
+        Ok(all)
     }
 
     fn insert(&mut self, key: &str, candidate: &str, limits: &DeviceLimits) -> Result<(), String> {
