@@ -97,8 +97,19 @@ fn as_text(title: &str, on: &On, lines: &[Line], total: f64, floor: f64, images_
             (' ', cells)
         })
         .collect();
-    let heading =
-        ["operation", "shape", "candidate", "limit", "count", "tiles", "waves", "MB", "us each", "floor us", "% of sum"];
+    let heading = [
+        "operation",
+        "shape",
+        "candidate",
+        "limit",
+        "count",
+        "tiles",
+        "waves",
+        "MB",
+        "us each",
+        "floor us",
+        "% of sum",
+    ];
     let mut text = format!("{title} on {}\n\n", on.heading());
     text += &table(heading, &rows, 4);
     text += &format!(

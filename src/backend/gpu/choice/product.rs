@@ -44,8 +44,8 @@ fn column(shape: Shape) -> (usize, usize) {
 impl Product {
     /// The product of a convolution's or linear layer's node; `None` for other operations.
     pub fn of(graph: &Graph, node: &Node, precision: Precision) -> Option<Self> {
-        let shape = |v: usize| graph.shape(node.inputs[v]);
-        let (first, out) = (shape(0), graph.shape(node.outputs[0]));
+        let (Some(&first), Some(&out)) = (node.inputs.first(), node.outputs.first()) else { return None };
+        let (first, out) = (graph.shape(first), graph.shape(out));
         let (images, channels) = (first.batch(), first.channels());
         let fprop = |g: &ConvGeometry, size: fn(Shape) -> (usize, usize), residual: bool| {
             ImageProblem::fprop(g, images, size(first), size(out), &[channels], out.channels()).with_residual(residual)
@@ -54,7 +54,7 @@ impl Product {
             ImageProblem::dgrad(g, images, size(first), size(out), channels, out.channels()).with_residual(residual)
         };
         let wgrad = |g: &ConvGeometry, size: fn(Shape) -> (usize, usize)| {
-            let x = shape(1);
+            let x = graph.shape(node.inputs[1]);
             PixelProblem::new(g, images, size(x), size(first), x.channels(), channels)
         };
         let product = match &node.op {
