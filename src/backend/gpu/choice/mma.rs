@@ -170,7 +170,7 @@ pub struct Choice {
 }
 
 impl Choice {
-    /// The prediction in the terms of [`cost`](super::cost), for a product of so many operations and bytes.
+    /// The prediction in the terms of [`cost`], for a product of so many operations and bytes.
     pub fn predicted(&self, flops: f64, bytes: f64) -> Prediction {
         let (us, hbm) = (cost::LAUNCH_US + self.cost / cost::CYCLES_A_US, bytes / cost::HBM_BYTES_A_US);
         let products = flops / 2.0 / (MULTIPROCESSORS as f64 * self.tile.rate()) / cost::CYCLES_A_US;
