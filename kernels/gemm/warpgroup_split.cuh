@@ -30,36 +30,34 @@ __device__ __forceinline__ bool sum_segments(Product& product, const SplitTile& 
             __stcg(mine + (block * Product::COUNT + i) / 4 * WARPGROUP, make_float4(s[0], s[1], s[2], s[3]));
         }
     }
-    __threadfence();
     consumer_sync(consumer);
     if (thread == 0) {
-        const uint32_t drawn = atomicAdd(tile.ticket, 1u);
-        *flag = drawn == tile.segments - 1;
-        if (*flag) {
+        const bool last = draw_ticket(tile.ticket) == tile.segments - 1;
+        *flag = last;
+        if (last) {
             atomicExch(tile.ticket, 0u);
         }
-        __threadfence();
     }
     consumer_sync(consumer);
     if (*flag == 0) {
         return false;
     }
-    // Written by other multiprocessors: read from L2.
-    const float4* first = reinterpret_cast<const float4*>(tile.partial) + thread;
+    // Written by other multiprocessors: read from L2, as much of a tile in flight at a time as the registers hold.
+    constexpr int PART = Product::COUNT < 32 ? Product::COUNT : 32;
 #pragma unroll
-    for (int block = 0; block < Product::BLOCKS; ++block) {
+    for (int first = 0; first < Product::BLOCKS * Product::COUNT; first += PART) {
+        float* sums = product.sums[first / Product::COUNT] + first % Product::COUNT;
+        const float4* at = reinterpret_cast<const float4*>(tile.partial) + thread + first / 4 * WARPGROUP;
+#pragma unroll 1
+        for (uint32_t other = 0; other < tile.segments; ++other, at += TILE / 4) {
 #pragma unroll
-        for (int i = 0; i < Product::COUNT; i += 4) {
-            const float4* at = first + (block * Product::COUNT + i) / 4 * WARPGROUP;
-            float4 sum = __ldcg(at);
-            for (uint32_t other = 1; other < tile.segments; ++other) {
-                const float4 more = __ldcg(at + int64_t(other) * (TILE / 4));
-                sum = make_float4(sum.x + more.x, sum.y + more.y, sum.z + more.z, sum.w + more.w);
+            for (int i = 0; i < PART; i += 4) {
+                const float4 more = __ldcg(at + i / 4 * WARPGROUP);
+                sums[i] = other == 0 ? more.x : sums[i] + more.x;
+                sums[i + 1] = other == 0 ? more.y : sums[i + 1] + more.y;
+                sums[i + 2] = other == 0 ? more.z : sums[i + 2] + more.z;
+                sums[i + 3] = other == 0 ? more.w : sums[i + 3] + more.w;
             }
-            product.sums[block][i] = sum.x;
-            product.sums[block][i + 1] = sum.y;
-            product.sums[block][i + 2] = sum.z;
-            product.sums[block][i + 3] = sum.w;
         }
     }
     return true;

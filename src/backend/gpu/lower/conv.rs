@@ -3,7 +3,9 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::Lowering;
+use super::hopper::image;
 use super::hopper::wgrad::{self, Sums, Wgrad};
+use crate::backend::gpu::choice::Pass;
 use crate::backend::gpu::choice::mma::{Choice, ImageProduct, PixelProduct, choose, choose_wgrad};
 use crate::backend::gpu::driver::DevicePtr;
 use crate::backend::{BackendError, Precision};
@@ -131,10 +133,10 @@ impl Images {
 /// What is done to the product before it is stored.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Fused {
-    bias: DevicePtr,
-    per_image: DevicePtr,
-    residual: DevicePtr,
-    scale: f32,
+    pub(super) bias: DevicePtr,
+    pub(super) per_image: DevicePtr,
+    pub(super) residual: DevicePtr,
+    pub(super) scale: f32,
 }
 
 impl Fused {
@@ -194,7 +196,7 @@ pub(super) fn fprop(
         vector: x.channels.is_multiple_of(chunk(ctx)),
         narrow: true,
     };
-    launch(ctx, "fprop", geometry, x, y, fused, node, &product)
+    launch(ctx, Pass::Fprop, geometry, x, y, fused, node, &product)
 }
 
 /// `dx = dy * transpose(w) + residual`; the node's operands are dy and w.
@@ -220,14 +222,15 @@ pub(super) fn dgrad(
         vector: dy.channels.is_multiple_of(chunk) && dx.channels.is_multiple_of(chunk),
         narrow: false,
     };
-    launch(ctx, "dgrad", geometry, dy, dx, fused, node, &product)
+    launch(ctx, Pass::Dgrad, geometry, dy, dx, fused, node, &product)
 }
 
-/// Launches forward pass or data gradient, and the second launch that adds split depths.
+/// Launches forward pass or data gradient: a kernel of Hopper where one takes it, else one of mma.sync and, where the depth
+/// is split, the launch that adds the parts.
 #[expect(clippy::too_many_arguments, reason = "the two callers pass their whole problem")]
 fn launch(
     ctx: &mut Lowering,
-    pass: &str,
+    pass: Pass,
     geometry: &ConvGeometry,
     source: Images,
     out: Images,
@@ -236,6 +239,10 @@ fn launch(
     product: &ImageProduct,
 ) -> Result<(), BackendError> {
     check_pixels(node, &[source, out])?;
+    let on_hopper = image::ImageProduct::new(pass, geometry, source, ctx.ptr(node.inputs[0]), out);
+    if image::launch(ctx, &on_hopper, fused, node)? {
+        return Ok(());
+    }
     let choice = choose(product);
     let epilogue = EpilogueArgs {
         out: ctx.ptr(node.outputs[0]),
@@ -269,7 +276,7 @@ fn launch(
         segment_steps: int(choice.steps)?,
     };
     let grid = [blocks(choice.tiles)?, 1, blocks(product.phases * choice.splits)?];
-    launch_tile(ctx, pass, &choice, grid, &args);
+    launch_tile(ctx, pass.name(), &choice, grid, &args);
     if split {
         let finish =
             FinishArgs { partial, epilogue, pixels: out.pixels() as i64, splits: int(choice.splits)?, padding: 0 };
