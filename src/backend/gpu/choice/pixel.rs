@@ -51,6 +51,8 @@ impl PixelProblem {
         channels: usize,
         rows: usize,
     ) -> Self {
+        let all = images * out.0 * out.1;
+        let (images, source, out) = if is_line(geometry) { (1, (1, all), (1, all)) } else { (images, source, out) };
         Self {
             precision: Precision::Bf16,
             images,
@@ -85,6 +87,11 @@ impl PixelProblem {
         let x = self.images * self.source_pixels * self.channels;
         2.0 * (dy + x) as f64 + self.result_bytes()
     }
+}
+
+/// Whether no pixel has neighbours: all pixels of the batch are then one line, whose patches are full.
+pub fn is_line(geometry: &ConvGeometry) -> bool {
+    geometry.kernel == (1, 1) && geometry.stride == 1 && geometry.padding == (0, 0, 0, 0)
 }
 
 /// One candidate, `128.8x8x1.s14.3`: columns a tap, patch, splits, stages. Columns and stages change no bit; patch and
@@ -175,7 +182,7 @@ pub struct PixelChoice {
 impl PixelChoice {
     /// Name of the kernel.
     pub fn kernel(&self) -> String {
-        format!("conv_hopper_wgrad_{}_bf16", self.columns)
+        format!("conv_hopper_wgrad_{}x{}_bf16", self.taps_a_tile, self.columns)
     }
 
     /// Tiles of dw.

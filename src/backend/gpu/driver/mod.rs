@@ -3,6 +3,7 @@
 //! Launch code, plans and loops know only this trait. [`cuda`] drives a GPU, `sim` runs the kernels on the CPU.
 
 pub mod cuda;
+mod shifted_operands;
 #[cfg(feature = "sim")]
 pub mod sim;
 mod tensor_map;

@@ -52,11 +52,24 @@ pub struct Options {
     pub threads: u16,
     /// Compute capability that the device claims, (8, 0) or (9, 0): kernels of earlier chips run where it is older.
     pub capability: (u32, u32),
+    /// Whether it says that wgmma operands may begin anywhere in a swizzle; only from capability (9, 0) on.
+    pub shifted_operands: bool,
+    /// How many multiprocessors it says it has.
+    pub multiprocessors: u32,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { schedule: Schedule::default(), asynchronous: Async::default(), seed: 0, threads: 0, capability: (9, 0) }
+        Self {
+            schedule: Schedule::default(),
+            asynchronous: Async::default(),
+            seed: 0,
+            threads: 0,
+            capability: (9, 0),
+            shifted_operands: true,
+            // As an H200, so that launches are configured as they are there.
+            multiprocessors: 132,
+        }
     }
 }
 
@@ -91,11 +104,10 @@ impl Sim {
         let limits = DeviceLimits {
             name: "simulator".into(),
             compute_capability: o.capability,
-            // As an H200, so that launches are configured as they are there.
-            multiprocessors: 132,
+            multiprocessors: o.multiprocessors,
             shared_bytes: 227 << 10,
             memory_bytes: 1 << 40,
-            shifted_operands: o.capability >= (9, 0),
+            shifted_operands: o.shifted_operands && o.capability >= (9, 0),
         };
         Self { library, config, limits }
     }
