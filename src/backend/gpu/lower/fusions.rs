@@ -11,7 +11,7 @@ use crate::backend::Precision;
 use crate::backend::gpu::driver::{DeviceLimits, DevicePtr};
 use crate::backend::gpu::plan_memory::optimises;
 use crate::graph::plan::{Lifetime, Replaced, pack};
-use crate::graph::{ConvGeometry, Epilogue, Graph, Node, Op, Source as Origin, ValueId};
+use crate::graph::{ConvGeometry, DType, Epilogue, Graph, Node, Op, Source as Origin, ValueId};
 
 /// Which fusions around convolutions a device may make. All by default.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -189,7 +189,7 @@ impl<'a> Analysis<'a> {
             let reads_parts = |reader: &Reader| {
                 let by = self.node(*reader);
                 let takes = match &by.op {
-                    Op::GroupNorm(_) => norm::reads_two(self.graph, by, [a, b], self.precision),
+                    Op::GroupNorm(_) => self.precision == Precision::Bf16 && self.limits.compute_capability.0 == 9,
                     _ => self.product(by, &[a, b], false).is_some(),
                 };
                 takes && reader.operand == 0
@@ -208,13 +208,15 @@ impl<'a> Analysis<'a> {
     fn find_statistics(&mut self) {
         let mut lives: BTreeMap<ValueId, (Stored, Lifetime)> = BTreeMap::new();
         for (index, node) in self.graph.nodes().iter().enumerate() {
-            let Op::GroupNorm(_) = node.op else { continue };
+            let Op::GroupNorm(norm) = &node.op else { continue };
             let parts = self.roles.replaced.resolve(node.inputs[0]);
-            if !norm::reads_moments(self.graph, node, &parts, self.precision) {
-                continue;
-            }
             let stored: Option<Vec<_>> = parts.iter().map(|&part| self.storable(part)).collect();
             let Some(stored) = stored else { continue };
+            let sources: Vec<_> = stored.iter().map(|(_, moments)| (moments.channels, *moments)).collect();
+            let (pixels, element) = (self.graph.shape(node.inputs[0]).pixels(), DType::Act.bytes(self.precision));
+            if !norm::reads_moments(pixels, &sources, norm.groups, element) {
+                continue;
+            }
             for (&part, (made, moments)) in parts.iter().zip(stored) {
                 let life = Lifetime { first: made, last: index };
                 lives.entry(part).and_modify(|(_, l)| l.last = index).or_insert((moments, life));

@@ -4,9 +4,10 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::Lowering;
-use crate::backend::{BackendError, Precision};
+use super::fusions::Stored;
+use crate::backend::BackendError;
 use crate::backend::gpu::driver::DevicePtr;
-use crate::graph::{Graph, GroupNorm, Node, Op, Shape, ValueId};
+use crate::graph::{GroupNorm, Node, Op, Shape};
 
 /// Threads of a block, at most.
 const BLOCK: usize = 256;
@@ -335,16 +336,6 @@ fn warps(n: usize) -> [u32; 3] {
     [n.div_ceil(WARPS) as u32, 1, 1]
 }
 
-/// Whether a norm can read the concatenation of two values.
-pub(super) fn reads_two(_graph: &Graph, _node: &Node, _parts: [ValueId; 2], _precision: Precision) -> bool {
-    false
-}
-
-/// Whether a norm can take its statistics from moments of the parts of its operand.
-pub(super) fn reads_moments(_graph: &Graph, _node: &Node, _parts: &[ValueId], _precision: Precision) -> bool {
-    false
-}
-
 pub(super) fn lower(ctx: &mut Lowering, node: &Node) -> Result<(), BackendError> {
     match &node.op {
         Op::GroupNorm(norm) => forward(ctx, node, norm),
@@ -354,11 +345,33 @@ pub(super) fn lower(ctx: &mut Lowering, node: &Node) -> Result<(), BackendError>
     Ok(())
 }
 
+/// Whether a norm of images of `pixels` pixels takes its statistics from moments of its sources, each its channels and the
+/// parts of an image; else it is as fast without.
+pub(super) fn reads_moments(pixels: usize, sources: &[(usize, Stored)], groups: usize, element: usize) -> bool {
+    let sources: Vec<Source> =
+        sources.iter().map(|&(channels, stored)| source(DevicePtr::NULL, channels, Some((DevicePtr::NULL, stored)))).collect();
+    let input = Input { images: 1, size: (1, pixels), first: sources[0], second: sources.get(1).copied() };
+    matches!(Cut::of_input(&input, groups, element).1, Way::Given | Way::Combined)
+}
+
+/// Parts of a product's moments have as many pixels each, and it does not matter which: to the kernels an image is a column
+/// of pixels.
+fn source(x: DevicePtr, channels: usize, moments: Option<(DevicePtr, Stored)>) -> Source {
+    let moments = moments.map(|(at, stored)| PartialMoments { at, patch: (1, stored.pixels) });
+    Source { x, channels, moments }
+}
+
 fn forward(ctx: &mut Lowering, node: &Node, norm: &GroupNorm) {
     let shape = ctx.shape(node.inputs[0]);
-    let first = Source { x: ctx.ptr(node.inputs[0]), channels: shape.channels(), moments: None };
-    // Only patches ask where a row of pixels ends.
-    let input = Input { images: shape.batch(), size: (shape.pixels(), 1), first, second: None };
+    let moments = ctx.read_moments(node.outputs[0]);
+    let sources: Vec<Source> = ctx
+        .sources(node.inputs[0])
+        .iter()
+        .enumerate()
+        .map(|(i, part)| source(part.at, part.channels, moments.as_ref().map(|m| m[i])))
+        .collect();
+    let second = sources.get(1).copied();
+    let input = Input { images: shape.batch(), size: (1, shape.pixels()), first: sources[0], second };
     forward_of(ctx, node, norm, &input);
 }
 

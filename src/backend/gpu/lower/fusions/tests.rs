@@ -2,8 +2,9 @@
 
 use super::*;
 use crate::backend::gpu::lower::conv::Images;
-use crate::graph::{DType, ParamSpec, Plan, Region};
+use crate::graph::{ParamSpec, Plan, Region};
 use crate::program::{Batch, ForwardProgram};
+use crate::unet::presets;
 
 const SAME: ConvGeometry = ConvGeometry::SAME_3X3;
 
@@ -233,10 +234,7 @@ fn what_a_node_reads_is_what_the_launcher_is_given() {
 /// The U-Net of DDPM for CIFAR-10: every copy goes, and memory with it.
 #[test]
 fn the_cifar_network_makes_no_copy() {
-    let text = include_str!("../../../../../tests/cases/p01_plain_1x8x8/model/unet/config.json");
-    let _ = text;
-    let config = crate::unet::UNetConfig::default();
-    let program = ForwardProgram::new(&config, Batch { n: 2, h: 32, w: 32 }, false).unwrap();
+    let program = ForwardProgram::new(&presets::ddpm_cifar10_32(), Batch { n: 2, h: 32, w: 32 }, false).unwrap();
     let graph = program.plan.graph().clone();
     let roles = Roles::new(&graph, Precision::Bf16, &hopper(), Fusions::default());
     let copies = graph.nodes().iter().filter(|n| matches!(n.op, Op::Concat | Op::Upsample2x)).count();
