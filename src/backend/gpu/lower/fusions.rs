@@ -172,7 +172,9 @@ impl<'a> Analysis<'a> {
 
     fn find_upsampled(&mut self) {
         for node in self.graph.nodes() {
-            let (Op::Upsample2x, &[small], &[large]) = (&node.op, &node.inputs[..], &node.outputs[..]) else { continue };
+            let (Op::Upsample2x, &[small], &[large]) = (&node.op, &node.inputs[..], &node.outputs[..]) else {
+                continue;
+            };
             let Some(reader) = self.only_reader(large) else { continue };
             let is_weight = matches!(self.graph.value(reader.inputs[1]).source, Origin::Param(_));
             let fits = matches!(&reader.op, Op::Conv2d(geometry, _) if *geometry == ConvGeometry::SAME_3X3);

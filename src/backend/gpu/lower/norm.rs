@@ -348,8 +348,10 @@ pub(super) fn lower(ctx: &mut Lowering, node: &Node) -> Result<(), BackendError>
 /// Whether a norm of images of `pixels` pixels takes its statistics from moments of its sources, each its channels and the
 /// parts of an image; else it is as fast without.
 pub(super) fn reads_moments(pixels: usize, sources: &[(usize, Stored)], groups: usize, element: usize) -> bool {
-    let sources: Vec<Source> =
-        sources.iter().map(|&(channels, stored)| source(DevicePtr::NULL, channels, Some((DevicePtr::NULL, stored)))).collect();
+    let sources: Vec<Source> = sources
+        .iter()
+        .map(|&(channels, stored)| source(DevicePtr::NULL, channels, Some((DevicePtr::NULL, stored))))
+        .collect();
     let input = Input { images: 1, size: (1, pixels), first: sources[0], second: sources.get(1).copied() };
     matches!(Cut::of_input(&input, groups, element).1, Way::Given | Way::Combined)
 }

@@ -243,4 +243,7 @@ fn the_cifar_network_makes_no_copy() {
     let fused = Plan::without(graph, Precision::Bf16, roles.replaced().clone());
     assert_eq!(crate::graph::plan::find_overlap(&fused), None);
     assert!(fused.region_bytes(Region::Arena) < whole.region_bytes(Region::Arena));
+    let launches = |plan: &Plan, roles: &Roles| crate::backend::gpu::lower::measure(plan, roles, &hopper()).unwrap();
+    let (fused, whole) = (launches(&fused, &roles), launches(&whole, &Roles::default()));
+    assert_eq!((whole.launches.len(), fused.launches.len(), fused.prepared.len()), (0, 0, 3));
 }

@@ -3,7 +3,9 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::views::{Phase, Tap, View, Views, upsampled, views};
-use crate::backend::gpu::choice::{Boxes, Cell, ImageChoice, ImageProblem, Pass, SLAB, THREADS, choose_image, takes_image};
+use crate::backend::gpu::choice::{
+    Boxes, Cell, ImageChoice, ImageProblem, Pass, SLAB, THREADS, choose_image, takes_image,
+};
 use crate::backend::gpu::driver::{DeviceLimits, DevicePtr, Swizzle, TensorMap, TensorMapSpec};
 use crate::backend::gpu::lower::Lowering;
 use crate::backend::gpu::lower::conv::{Fused, Images};
@@ -99,7 +101,7 @@ struct SumTapsArgs {
 
 /// One tensor whose channels are part of the depth; several are read as their concatenation.
 #[derive(Clone, Copy, Debug)]
-pub(in super::super) struct Source {
+pub(in crate::backend::gpu) struct Source {
     /// `[images, height, width, channels]`.
     pub at: DevicePtr,
     /// Its channels.
@@ -259,6 +261,7 @@ pub(in super::super) fn launch(
 fn summed_taps(ctx: &mut Lowering, product: &ImageProduct, weight: ValueId) -> DevicePtr {
     const BLOCK: usize = 256;
     const VECTOR: usize = 8;
+    debug_assert!(ctx.is_fixed(weight), "the sums would be those of weights before training");
     let channels: usize = product.sources.iter().map(|s| s.channels).sum();
     let elements = product.columns * TAPS * channels;
     let out = ctx.derived(elements * BYTES);
