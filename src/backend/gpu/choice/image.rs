@@ -474,6 +474,9 @@ pub fn check(p: &ImageProblem, limits: &DeviceLimits, c: &ImageConfig) -> Result
     if tile == ImageTile::NARROW && (p.pass == Pass::Dgrad || !few) {
         return fail("the 128x16 tile is for forward passes to an image's channels".into());
     }
+    if tile == ImageTile::NARROW && p.phases > 1 {
+        return fail("the 128x16 tile stores one phase".into());
+    }
     if tile != ImageTile::NARROW && !p.columns.is_multiple_of(8) {
         return fail(format!("{} output channels are no multiple of 8: only 128x16 stores those", p.columns));
     }
