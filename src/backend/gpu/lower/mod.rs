@@ -17,6 +17,7 @@ use bytemuck::Pod;
 
 use super::backend_error;
 use super::driver::{DeviceLimits, DevicePtr, Driver, TensorMap, TensorMapSpec};
+use super::fp8::Quantised;
 use super::launch::{Args, Config};
 use super::plan_memory::optimises;
 use crate::backend::{BackendError, Precision, Store};
@@ -96,25 +97,31 @@ pub(super) struct Lowered {
 ///
 /// # Errors
 /// [`BackendError::Device`] for an operation that has no kernel.
-pub(super) fn measure(plan: &Plan, limits: &DeviceLimits) -> Result<Lowered, BackendError> {
-    lower_on(plan, limits, Addresses::provisional(), None)
+pub(super) fn measure(plan: &Plan, limits: &DeviceLimits, fp8: &Quantised) -> Result<Lowered, BackendError> {
+    lower_on(plan, limits, fp8, Addresses::provisional(), None)
 }
 
 /// Turns every node of the plan into launches.
 ///
 /// # Errors
 /// [`BackendError::Device`] for an operation that has no kernel, or a tensor map that the device refuses.
-pub(super) fn lower(plan: &Plan, driver: &dyn Driver, addresses: Addresses) -> Result<Lowered, BackendError> {
-    lower_on(plan, driver.limits(), addresses, Some(driver))
+pub(super) fn lower(
+    plan: &Plan,
+    driver: &dyn Driver,
+    fp8: &Quantised,
+    addresses: Addresses,
+) -> Result<Lowered, BackendError> {
+    lower_on(plan, driver.limits(), fp8, addresses, Some(driver))
 }
 
 fn lower_on(
     plan: &Plan,
     limits: &DeviceLimits,
+    fp8: &Quantised,
     addresses: Addresses,
     encoder: Option<&dyn Driver>,
 ) -> Result<Lowered, BackendError> {
-    let mut ctx = Lowering { plan, limits, addresses, encoder, scratch_used: 0, lowered: Lowered::default() };
+    let mut ctx = Lowering { plan, limits, fp8, addresses, encoder, scratch_used: 0, lowered: Lowered::default() };
     for node in plan.graph().nodes() {
         ctx.scratch_used = 0;
         dispatch(&mut ctx, node)?;
@@ -125,7 +132,7 @@ fn lower_on(
 fn dispatch(ctx: &mut Lowering, node: &Node) -> Result<(), BackendError> {
     match &node.op {
         Op::Attention { .. } | Op::AttentionGrad { .. } => attention::lower(ctx, node),
-        Op::Silu | Op::SiluGrad | Op::Add | Op::Affine { .. } | Op::ToAct | Op::RepeatBatch => {
+        Op::Silu | Op::SiluGrad | Op::Add | Op::Affine { .. } | Op::ToAct | Op::RepeatBatch | Op::AbsMax => {
             elementwise::lower(ctx, node)
         }
         Op::AddPerImage
@@ -164,6 +171,7 @@ fn planned<A: Pod>(kernel: &str, grid: [u32; 3], block: u32, shared: u32, args: 
 pub(super) struct Lowering<'a> {
     plan: &'a Plan,
     limits: &'a DeviceLimits,
+    fp8: &'a Quantised,
     addresses: Addresses,
     /// Encodes tensor maps; none while measuring.
     encoder: Option<&'a dyn Driver>,
@@ -200,6 +208,11 @@ impl Lowering<'_> {
     /// What the device offers.
     pub fn limits(&self) -> &DeviceLimits {
         self.limits
+    }
+
+    /// The scale of a value that is stored as e4m3, `scale` times less; none for all others.
+    pub fn e4m3_scale(&self, v: ValueId) -> Option<f32> {
+        self.fp8.get(&v).copied()
     }
 
     /// Address of a value; null if fusion removed it.

@@ -54,7 +54,7 @@ struct NormArgs {
     silu: u32,
     eps: f32,
     images: u32,
-    padding: u32,
+    inverse_scale: f32,
 }
 
 /// `struct NormGradArgs` of `kernels/norm/group_norm_grad.cu`.
@@ -206,6 +206,8 @@ fn forward(ctx: &mut Lowering, node: &Node, norm: &GroupNorm) {
     let (shape, dtype) = (ctx.shape(node.inputs[0]), ctx.dtype());
     let cut = Cut::new(shape, norm.groups, ctx.act_bytes(), 1);
     let images = shape.batch();
+    let e4m3 = ctx.e4m3_scale(node.outputs[0]);
+    let stored = if e4m3.is_some() { "e4m3" } else { dtype };
     let (partials, low) = if cut.fused {
         (DevicePtr::NULL, DevicePtr::NULL)
     } else {
@@ -230,17 +232,17 @@ fn forward(ctx: &mut Lowering, node: &Node, norm: &GroupNorm) {
         silu: u32::from(norm.silu),
         eps: norm.eps as f32,
         images: images as u32,
-        padding: 0,
+        inverse_scale: e4m3.map_or(1.0, |scale| 1.0 / scale),
     };
     let (grid, block) = (cut.grid(images), cut.block() as u32);
     if cut.fused {
         let shared = cut.slice / cut.width * 16 + cut.runs_bytes() + cut.slab(1);
-        ctx.launch(&cut.kernel("norm_fused", dtype), grid, block, shared as u32, &args);
+        ctx.launch(&cut.kernel("norm_fused", stored), grid, block, shared as u32, &args);
         return;
     }
     ctx.launch(&cut.kernel("norm_moments", dtype), grid, block, cut.runs_bytes() as u32, &args);
     ctx.launch("norm_finish_f32", warps(images * norm.groups), BLOCK as u32, 0, &args);
-    ctx.launch(&cut.kernel("norm_apply", dtype), grid, block, 0, &args);
+    ctx.launch(&cut.kernel("norm_apply", stored), grid, block, 0, &args);
 }
 
 /// Inputs: dy, x, gamma, beta, (scale_shift), statistics.

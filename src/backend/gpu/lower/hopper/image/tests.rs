@@ -87,6 +87,7 @@ impl Problem {
             images: self.images,
             out_size: self.out,
             columns: self.columns,
+            e4m3: false,
         }
     }
 
@@ -166,6 +167,7 @@ impl Problem {
             partial: upload(&vec![0xff; choice.partial_bytes().max(4)]),
             tickets,
             statistics: if with_statistics { statistics } else { DevicePtr::NULL },
+            column_scale: DevicePtr::NULL,
         };
         let product = self.product(&sources);
         let views = views(self.pass, &self.geometry, self.source, self.out).unwrap();
