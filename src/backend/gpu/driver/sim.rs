@@ -54,6 +54,8 @@ pub struct Options {
     pub capability: (u32, u32),
     /// Whether it says that wgmma operands may begin anywhere in a swizzle; only from capability (9, 0) on.
     pub shifted_operands: bool,
+    /// How many multiprocessors it says it has.
+    pub multiprocessors: u32,
 }
 
 impl Default for Options {
@@ -65,6 +67,8 @@ impl Default for Options {
             threads: 0,
             capability: (9, 0),
             shifted_operands: true,
+            // As an H200, so that launches are configured as they are there.
+            multiprocessors: 132,
         }
     }
 }
@@ -100,8 +104,7 @@ impl Sim {
         let limits = DeviceLimits {
             name: "simulator".into(),
             compute_capability: o.capability,
-            // As an H200, so that launches are configured as they are there.
-            multiprocessors: 132,
+            multiprocessors: o.multiprocessors,
             shared_bytes: 227 << 10,
             memory_bytes: 1 << 40,
             shifted_operands: o.shifted_operands && o.capability >= (9, 0),

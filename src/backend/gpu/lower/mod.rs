@@ -335,3 +335,54 @@ impl Lowering<'_> {
         self.lowered.launches.push(planned(kernel, grid, block, shared, args));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::gpu::driver::Swizzle;
+
+    fn limits() -> DeviceLimits {
+        DeviceLimits {
+            name: "test".into(),
+            compute_capability: (9, 0),
+            multiprocessors: 132,
+            shared_bytes: 227 << 10,
+            memory_bytes: 1 << 40,
+            shifted_operands: true,
+        }
+    }
+
+    fn measuring<'a>(plan: &'a Plan, limits: &'a DeviceLimits) -> Lowering<'a> {
+        let addresses = Addresses::provisional();
+        Lowering { plan, limits, addresses, encoder: None, scratch_used: 0, lowered: Lowered::default() }
+    }
+
+    #[test]
+    fn tickets_belong_to_one_node() {
+        let (plan, limits) = (Plan::new(Graph::new()), limits());
+        let mut ctx = measuring(&plan, &limits);
+        let (a, b) = (ctx.counters(3), ctx.counters(100));
+        assert!(b.0 >= a.0 + 3 * 4 && b.0.is_multiple_of(4));
+        assert!(ctx.lowered.counter_bytes as u64 >= b.0 - a.0 + 400);
+        // Workspace is handed out again for the next node, tickets are not.
+        ctx.scratch_used = 0;
+        assert!(ctx.counters(1).0 >= b.0 + 400);
+    }
+
+    #[test]
+    fn measuring_checks_tensor_maps_and_encodes_none() {
+        let (plan, limits) = (Plan::new(Graph::new()), limits());
+        let ctx = measuring(&plan, &limits);
+        let spec = TensorMapSpec {
+            base: ctx.addresses.arena,
+            element_bytes: 2,
+            dims: vec![64, 8],
+            strides: vec![128],
+            box_dims: vec![64, 8],
+            swizzle: Swizzle::Bytes128,
+        };
+        assert_eq!(ctx.tensor_map(&spec).unwrap(), TensorMap([0; 16]));
+        let error = ctx.tensor_map(&TensorMapSpec { strides: vec![100], ..spec }).unwrap_err().to_string();
+        assert!(error.contains("a stride of 100 bytes"), "{error}");
+    }
+}

@@ -261,3 +261,142 @@ pub(in crate::backend::gpu::lower) fn launch(
     ctx.launch(&choice.kernel(), [blocks(grid)?, 1, 1], THREADS, choice.shared_bytes as u32, &args);
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::Precision;
+    use crate::backend::gpu::driver::DeviceLimits;
+    use crate::backend::gpu::lower::{Planned, measure};
+    use crate::graph::{DType, Graph, Op, Plan};
+
+    const POINTWISE: ConvGeometry = ConvGeometry { kernel: (1, 1), stride: 1, padding: (0, 0, 0, 0) };
+    const HALVING: ConvGeometry = ConvGeometry { kernel: (3, 3), stride: 2, padding: (0, 0, 1, 1) };
+
+    fn device(capability: (u32, u32), shifted_operands: bool) -> DeviceLimits {
+        DeviceLimits {
+            name: "test".into(),
+            compute_capability: capability,
+            multiprocessors: 132,
+            shared_bytes: 227 << 10,
+            memory_bytes: 1 << 40,
+            shifted_operands,
+        }
+    }
+
+    /// The launches of one weight gradient.
+    fn launches(
+        geometry: ConvGeometry,
+        [n, h, w, c]: [usize; 4],
+        k: usize,
+        precision: Precision,
+        limits: &DeviceLimits,
+    ) -> Vec<Planned> {
+        let (oh, ow) = geometry.output_size(h, w).unwrap();
+        let mut graph = Graph::new();
+        let dy = graph.input("dy", [n, oh, ow, k].as_slice(), DType::Act);
+        let x = graph.input("x", [n, h, w, c].as_slice(), DType::Act);
+        let outputs = graph.push(Op::ConvWgrad { geometry, bias: true }, &[dy, x]).unwrap();
+        outputs.iter().for_each(|&v| graph.keep(v));
+        measure(&Plan::new(graph).relaid(precision), limits).unwrap().launches
+    }
+
+    fn args(launch: &Planned) -> HopperWgradArgs {
+        *bytemuck::from_bytes(launch.args.bytes())
+    }
+
+    #[test]
+    fn layers_take_the_kernel_that_can() {
+        let name = |geometry, c, k, precision, capability| {
+            launches(geometry, [2, 16, 16, c], k, precision, &device(capability, true))[0].kernel.clone()
+        };
+        let bf16 = Precision::Bf16;
+        // As many taps as a filter row has; 64 channels under each, or 128 if there are more.
+        assert_eq!(name(ConvGeometry::SAME_3X3, 64, 128, bf16, (9, 0)), "conv_hopper_wgrad_3x64_bf16");
+        assert_eq!(name(HALVING, 40, 128, bf16, (9, 0)), "conv_hopper_wgrad_3x64_bf16");
+        assert_eq!(name(POINTWISE, 32, 128, bf16, (9, 0)), "conv_hopper_wgrad_1x64_bf16");
+        assert!(name(ConvGeometry::SAME_3X3, 128, 128, bf16, (9, 0)).starts_with("conv_hopper_wgrad_3x"));
+        let many = launches(ConvGeometry::SAME_3X3, [256, 32, 32, 256], 256, bf16, &device((9, 0), true));
+        assert_eq!(many[0].kernel, "conv_hopper_wgrad_3x128_bf16");
+        let wide = ConvGeometry { kernel: (5, 5), stride: 1, padding: (2, 2, 2, 2) };
+        for (geometry, c, k, precision, capability) in [
+            (ConvGeometry::SAME_3X3, 128, 128, bf16, (8, 0)),
+            (ConvGeometry::SAME_3X3, 128, 128, Precision::F32, (9, 0)),
+            (ConvGeometry::SAME_3X3, 24, 128, bf16, (9, 0)),
+            (ConvGeometry::SAME_3X3, 128, 3, bf16, (9, 0)),
+            (ConvGeometry::SAME_3X3, 100, 128, bf16, (9, 0)),
+            (wide, 128, 128, bf16, (9, 0)),
+        ] {
+            let name = name(geometry, c, k, precision, capability);
+            assert!(!name.contains("hopper"), "{name}: {geometry:?}, {c} -> {k}");
+        }
+    }
+
+    #[test]
+    fn one_copy_serves_three_taps_where_operands_may_be_shifted() {
+        let layer = |geometry, size, shifted| {
+            let all = launches(geometry, size, 128, Precision::Bf16, &device((9, 0), shifted));
+            let (a, columns) = (args(&all[0]), if all[0].kernel.contains("128") { 128 } else { 64 });
+            (a.x_boxes, a.x_box_bytes, a.tap_bytes * 64 / columns, a.chunk_bytes, a.group_bytes)
+        };
+        let taps = (3, 8192, 8192, 8192, 1024);
+        let halo = layer(ConvGeometry::SAME_3X3, [9, 32, 32, 64], true);
+        assert_eq!(halo, (1, 10240, 128, 10240, 1280));
+        assert_eq!(layer(ConvGeometry::SAME_3X3, [9, 32, 32, 128], false), taps);
+        // No group of eight pixels is a line of a patch, or neighbouring taps read two views.
+        assert_eq!(layer(ConvGeometry::SAME_3X3, [16, 4, 4, 128], true), taps);
+        assert_eq!(layer(HALVING, [9, 32, 32, 128], true), taps);
+    }
+
+    #[test]
+    fn slots_fit_the_block_and_the_swizzle() {
+        for geometry in [ConvGeometry::SAME_3X3, POINTWISE, HALVING] {
+            for (h, w) in [(2, 2), (4, 4), (7, 7), (8, 8), (9, 17), (32, 32)] {
+                for (c, k) in [(32, 32), (128, 256), (136, 72)] {
+                    for shifted in [true, false] {
+                        let limits = device((9, 0), shifted);
+                        let all = launches(geometry, [3, h, w, c], k, Precision::Bf16, &limits);
+                        let (a, shared) = (args(&all[0]), all[0].config.shared);
+                        let place = format!("{geometry:?} {h}x{w} {c}->{k}");
+                        assert!(a.slots >= 2 && a.slot_bytes % 1024 == 0, "{place}");
+                        let needed = a.slots * a.slot_bytes + ONES_BYTES as u32 + a.slots * 16;
+                        assert!(needed <= shared && shared <= limits.shared_bytes, "{place}: {needed}, {shared}");
+                        let x_bytes = a.slot_bytes - 2 * (DEPTH * LINE_BYTES) as u32;
+                        assert!(a.x_box_bytes <= a.chunk_bytes && a.chunk_bytes <= x_bytes, "{place}");
+                        assert_eq!(a.ragged == 1, a.patch_w * a.patch_h * a.patch_n < 64, "{place}");
+                        let splits = a.items / a.tiles;
+                        assert!((splits - 1) * a.split_patches < a.patches && splits * a.split_patches >= a.patches);
+                        assert_eq!(all.len(), if splits > 1 { 2 } else { 1 }, "{place}");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Pixel `o` of the output, seen from a tap, is the pixel of x that the convolution multiplies.
+    #[test]
+    fn taps_find_their_pixels() {
+        let strided = ConvGeometry { kernel: (3, 3), stride: 2, padding: (1, 1, 1, 1) };
+        for geometry in [ConvGeometry::SAME_3X3, POINTWISE, HALVING, strided] {
+            let (h, w, stride) = (5, 8, geometry.stride as i32);
+            let x = Images { count: 1, height: h, width: w, channels: 8 };
+            let (oh, ow) = geometry.output_size(h, w).unwrap();
+            for (r, s) in (0..geometry.kernel.0).flat_map(|r| (0..geometry.kernel.1).map(move |s| (r, s))) {
+                let tap = tap(&geometry, &x, (r, s));
+                let (i, j) = (tap.view / stride, tap.view % stride);
+                for (oy, ox) in (0..oh as i32).flat_map(|y| (0..ow as i32).map(move |x| (y, x))) {
+                    let there = ((oy + tap.y) * stride + i, (ox + tap.x) * stride + j);
+                    let wanted = (
+                        oy * stride - geometry.padding.0 as i32 + r as i32,
+                        ox * stride - geometry.padding.1 as i32 + s as i32,
+                    );
+                    assert_eq!(there, wanted, "{geometry:?}, tap {r} {s}");
+                }
+            }
+        }
+        // A view without pixels is all zeros.
+        let point = Images { count: 1, height: 1, width: 1, channels: 8 };
+        assert_eq!(tap(&strided, &point, (0, 1)), Tap { view: 2, x: OUTSIDE, y: OUTSIDE });
+        assert_eq!(tap(&strided, &point, (1, 1)), Tap { view: 0, x: 0, y: 0 });
+    }
+}
