@@ -381,7 +381,7 @@ struct Line {
 }
 
 /// The map of a view of `[images, height, width, channels]` with boxes of a slab of `[w, h, n]` pixels.
-fn image_view(
+pub(super) fn image_view(
     at: DevicePtr,
     line: Line,
     channels: usize,
