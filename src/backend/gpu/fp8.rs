@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::choice::{ImageProblem, takes_image};
 use super::driver::DeviceLimits;
-use crate::graph::{ConvGeometry, Graph, Op, Source, ValueId};
+use crate::backend::{BackendError, Executable};
+use crate::graph::{ConvGeometry, Graph, GraphError, Node, Op, Plan, Source, ValueId};
 
 /// The largest e4m3.
 pub const LARGEST: f32 = 448.0;
@@ -64,7 +65,7 @@ pub struct Candidate {
 /// first convolution and, for its few channels, its last.
 pub fn candidates(graph: &Graph) -> Vec<Candidate> {
     let uses = graph.use_counts();
-    let candidate = |(node, n): (usize, &crate::graph::Node)| {
+    let candidate = |(node, n): (usize, &Node)| {
         let Op::Conv2d(geometry, epilogue) = n.op else { return None };
         let (source, filter) = (n.inputs[0], n.inputs[1]);
         let (c, k) = (graph.shape(source).channels(), graph.shape(filter).dims()[0]);
@@ -98,4 +99,56 @@ pub(super) fn quantised(graph: &Graph, limits: &DeviceLimits, scales: &Fp8Scales
         Some((c.source, scale))
     };
     candidates(graph).into_iter().filter_map(value).collect()
+}
+
+/// A plan that measures what calibration needs: the [largest magnitude](Op::AbsMax) of the input of each candidate.
+#[derive(Clone, Debug)]
+pub struct Measuring {
+    /// What a backend compiles; otherwise the same.
+    pub plan: Plan,
+    scopes: Vec<String>,
+    maxima: Vec<ValueId>,
+    largest: Vec<f32>,
+}
+
+impl Measuring {
+    /// Measures in a plan that is not differentiated.
+    ///
+    /// # Errors
+    /// None for a plan whose group norms make activations, as all do.
+    pub fn new(plan: &Plan) -> Result<Self, GraphError> {
+        let mut graph = plan.graph().clone();
+        let (scopes, values): (Vec<String>, Vec<ValueId>) =
+            candidates(&graph).into_iter().map(|c| (c.scope, c.source)).unzip();
+        let maxima = graph.measure(&values)?;
+        Ok(Self { plan: Plan::new(graph), largest: vec![0.0; scopes.len()], scopes, maxima })
+    }
+
+    /// Takes in what the last run of the plan measured.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn read(&mut self, exe: &dyn Executable) -> Result<(), BackendError> {
+        for (largest, &value) in self.largest.iter_mut().zip(&self.maxima) {
+            let mut now = [0.0];
+            exe.read_f32(value, &mut now)?;
+            // Not `max`, which would lose a NaN.
+            if now[0].is_nan() || now[0] > *largest {
+                *largest = now[0];
+            }
+        }
+        Ok(())
+    }
+
+    /// The scales by the largest of all runs.
+    ///
+    /// # Errors
+    /// The scope of a convolution whose input was not finite.
+    pub fn scales(&self) -> Result<Fp8Scales, String> {
+        let measured = self.scopes.iter().zip(&self.largest);
+        match measured.clone().find(|(_, largest)| !largest.is_finite()) {
+            Some((scope, _)) => Err(scope.clone()),
+            None => Ok(Fp8Scales::from_maxima(measured.map(|(scope, &largest)| (scope.clone(), largest)))),
+        }
+    }
 }

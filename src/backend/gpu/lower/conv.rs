@@ -225,6 +225,7 @@ fn fprop_e4m3(
     node: &Node,
 ) -> Result<(), BackendError> {
     check_pixels(node, &[x, y])?;
+    debug_assert!(ctx.is_fixed(node.inputs[1]), "the filter is quantised once for many runs");
     let depth = geometry.kernel.0 * geometry.kernel.1 * x.channels;
     let filter = QuantisedFilter { at: ctx.derived(y.channels * depth), scale: ctx.derived(4 * y.channels) };
     let args = QuantiseFilterArgs {

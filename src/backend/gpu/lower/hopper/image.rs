@@ -281,7 +281,6 @@ fn arguments(
 
     let mut args = ImageArgs::zeroed();
     let source_line = Line { channels: product.slab(), bytes: product.operand_bytes() };
-    let out_line = Line { channels: SLAB, bytes: BF16 };
     let pixels = |at, line, channels, size, view: &View, corner| {
         image_view(at, line, channels, product.images, size, view, corner)
     };
@@ -302,7 +301,7 @@ fn arguments(
             let map = |at| {
                 encode(&pixels(
                     at,
-                    out_line,
+                    Line::BF16,
                     product.columns,
                     product.out_size,
                     &phase.out,
@@ -375,9 +374,14 @@ fn arguments(
 
 /// What lies in 128 bytes of a box: channels of one pixel.
 #[derive(Clone, Copy)]
-struct Line {
+pub(super) struct Line {
     channels: usize,
+    /// Of one of them.
     bytes: usize,
+}
+
+impl Line {
+    pub(super) const BF16: Self = Self { channels: SLAB, bytes: BF16 };
 }
 
 /// The map of a view of `[images, height, width, channels]` with boxes of a slab of `[w, h, n]` pixels.
