@@ -71,17 +71,4 @@ inline uint16_t bf16_bits(float x) {
     const uint16_t rounded = uint16_t((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
     return (bits & 0x7fffffffu) > 0x7f800000u ? uint16_t(0x7fff) : rounded;
 }
-
-// Round to nearest even, saturating at 448; every NaN becomes 0x7f, as cvt.rn.satfinite.e4m3x2 has it.
-inline uint8_t e4m3_bits(float x) {
-    const uint32_t bits = std::bit_cast<uint32_t>(x), magnitude = bits & 0x7fffffffu;
-    if (magnitude > 0x7f800000u) {
-        return 0x7f;
-    }
-    // Below 2^-6 there is one spacing, 2^-9; above, 20 bits of the f32's mantissa go and the exponent changes its bias.
-    const uint32_t rounded = magnitude < 0x3c800000u
-                                 ? uint32_t(lrintf(std::bit_cast<float>(magnitude) * 512.0f))
-                                 : ((magnitude + 0x7ffffu + (magnitude >> 20 & 1u)) >> 20) - ((127u - 7u) << 3);
-    return uint8_t((bits >> 24 & 0x80u) | (rounded < 0x7eu ? rounded : 0x7eu));
-}
 }

@@ -2,6 +2,7 @@
 
 mod bench;
 mod compare;
+mod compare_fp8;
 mod demo;
 mod device;
 mod explain;

@@ -8,6 +8,7 @@ use half::bf16;
 
 use super::backend_error;
 use super::driver::{Driver, DriverError, LoadedKernel, Recording};
+use super::fp8::Quantised;
 use super::launch::Launch;
 use super::lower::{self, Planned, Roles};
 use super::memory::DeviceBuffer;
@@ -29,11 +30,11 @@ pub(super) struct GpuExecutable {
 }
 
 impl GpuExecutable {
-    pub fn new(driver: &Arc<dyn Driver>, plan: Plan, roles: &Roles) -> Result<Self, BackendError> {
+    pub fn new(driver: &Arc<dyn Driver>, plan: Plan, roles: &Roles, fp8: &Quantised) -> Result<Self, BackendError> {
         let fail = |e| backend_error(driver.name(), e);
-        let measured = lower::measure(&plan, roles, driver.limits())?;
+        let measured = lower::measure(&plan, roles, driver.limits(), fp8)?;
         let memory = Memory::new(driver, &plan, &measured)?;
-        let lowered = lower::lower(&plan, roles, driver.as_ref(), memory.addresses())?;
+        let lowered = lower::lower(&plan, roles, driver.as_ref(), fp8, memory.addresses())?;
         debug_assert_eq!(
             (lowered.scratch_bytes, lowered.counter_bytes, lowered.derived_bytes),
             (measured.scratch_bytes, measured.counter_bytes, measured.derived_bytes),

@@ -40,6 +40,8 @@ impl Pass {
 pub struct ImageProblem {
     /// Type of the activations.
     pub precision: Precision,
+    /// Whether source and filter are e4m3: half the bytes, and slabs of twice the channels. Forward passes only.
+    pub e4m3: bool,
     /// Forward pass or data gradient.
     pub pass: Pass,
     /// N.
@@ -85,6 +87,7 @@ impl ImageProblem {
         let (kh, kw) = geometry.kernel;
         Self {
             precision: Precision::Bf16,
+            e4m3: false,
             pass: Pass::Fprop,
             images,
             out_h: out.0,
@@ -155,9 +158,19 @@ impl ImageProblem {
         Self { precision, ..self }
     }
 
+    /// The same product on source and filter of e4m3, or not.
+    pub fn with_e4m3(self, e4m3: bool) -> Self {
+        Self { e4m3, ..self }
+    }
+
+    /// Bytes of an element of source and filter.
+    pub fn operand_bytes(&self) -> usize {
+        if self.e4m3 { 1 } else { 2 }
+    }
+
     /// Slabs of all sources.
     pub fn slabs(&self) -> usize {
-        self.channels.iter().map(|c| c.div_ceil(SLAB)).sum()
+        self.channels.iter().map(|c| (c * self.operand_bytes()).div_ceil(LINE_BYTES)).sum()
     }
 
     /// Steps of the longest phase.
@@ -182,7 +195,7 @@ impl ImageProblem {
         let source = self.images * self.source_pixels * channels;
         let result = self.images * self.pixels_an_image() * self.columns;
         let filter = self.all_taps * channels * self.columns;
-        2.0 * (source + filter + result * if self.residual { 2 } else { 1 }) as f64
+        (self.operand_bytes() * (source + filter) + 2 * result * if self.residual { 2 } else { 1 }) as f64
     }
 }
 
@@ -341,6 +354,8 @@ pub struct ImageChoice {
     pub boxes: Boxes,
     /// The rows of a tile.
     pub patch: Patch,
+    /// Whether source and filter are e4m3.
+    pub e4m3: bool,
     /// Patches along x, y and the images, of each phase.
     pub patches: (usize, usize, usize),
     /// Tiles along the output channels.
@@ -372,7 +387,8 @@ pub struct ImageChoice {
 impl ImageChoice {
     /// Name of the kernel.
     pub fn kernel(&self, pass: Pass) -> String {
-        format!("conv_hopper_{}_{}_bf16", pass.name(), self.tile.name())
+        let operands = if self.e4m3 { "e4m3" } else { "bf16" };
+        format!("conv_hopper_{}_{}_{operands}", pass.name(), self.tile.name())
     }
 
     /// Output tiles of all phases.
@@ -430,6 +446,9 @@ pub fn takes_image(p: &ImageProblem, limits: &DeviceLimits) -> Result<(), &'stat
     if p.channels.iter().any(|&c| c < FEWEST_CHANNELS) {
         return Err("a source with fewer than 32 channels would leave most of a step empty");
     }
+    if p.e4m3 && (p.pass == Pass::Dgrad || p.channels.iter().any(|c| !c.is_multiple_of(16))) {
+        return Err("e4m3 is for forward passes from channels in multiples of 16");
+    }
     if p.pass == Pass::Dgrad && !p.columns.is_multiple_of(8) {
         return Err("TMA needs the filter's channels in multiples of 8");
     }
@@ -476,6 +495,9 @@ pub fn check(p: &ImageProblem, limits: &DeviceLimits, c: &ImageConfig) -> Result
     }
     if tile == ImageTile::NARROW && p.phases > 1 {
         return fail("the 128x16 tile stores one phase".into());
+    }
+    if tile == ImageTile::NARROW && p.e4m3 {
+        return fail("the 128x16 tile is for bf16".into());
     }
     if tile != ImageTile::NARROW && !p.columns.is_multiple_of(8) {
         return fail(format!("{} output channels are no multiple of 8: only 128x16 stores those", p.columns));
@@ -622,6 +644,7 @@ fn configured(p: &ImageProblem, limits: &DeviceLimits, c: &ImageConfig) -> Image
         tile: c.tile,
         boxes: c.boxes,
         patch: c.patch,
+        e4m3: p.e4m3,
         patches,
         column_tiles,
         segments,

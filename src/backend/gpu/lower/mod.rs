@@ -22,6 +22,7 @@ use fusions::Stored;
 
 use super::backend_error;
 use super::driver::{DeviceLimits, DevicePtr, Driver, TensorMap, TensorMapSpec};
+use super::fp8::Quantised;
 use super::launch::{Args, Config};
 use super::plan_memory::optimises;
 use crate::backend::{BackendError, Precision, Store};
@@ -107,8 +108,13 @@ pub(super) struct Lowered {
 ///
 /// # Errors
 /// [`BackendError::Device`] for an operation that has no kernel.
-pub(super) fn measure(plan: &Plan, roles: &Roles, limits: &DeviceLimits) -> Result<Lowered, BackendError> {
-    lower_on(plan, roles, limits, Addresses::provisional(), None)
+pub(super) fn measure(
+    plan: &Plan,
+    roles: &Roles,
+    limits: &DeviceLimits,
+    fp8: &Quantised,
+) -> Result<Lowered, BackendError> {
+    lower_on(plan, roles, limits, fp8, Addresses::provisional(), None)
 }
 
 /// Turns every node of the plan into launches.
@@ -119,20 +125,22 @@ pub(super) fn lower(
     plan: &Plan,
     roles: &Roles,
     driver: &dyn Driver,
+    fp8: &Quantised,
     addresses: Addresses,
 ) -> Result<Lowered, BackendError> {
-    lower_on(plan, roles, driver.limits(), addresses, Some(driver))
+    lower_on(plan, roles, driver.limits(), fp8, addresses, Some(driver))
 }
 
 fn lower_on(
     plan: &Plan,
     roles: &Roles,
     limits: &DeviceLimits,
+    fp8: &Quantised,
     addresses: Addresses,
     encoder: Option<&dyn Driver>,
 ) -> Result<Lowered, BackendError> {
     let lowered = Lowered { moment_bytes: roles.moment_bytes(), ..Lowered::default() };
-    let mut ctx = Lowering { plan, roles, limits, addresses, encoder, scratch_used: 0, lowered };
+    let mut ctx = Lowering { plan, roles, limits, fp8, addresses, encoder, scratch_used: 0, lowered };
     for node in plan.graph().nodes() {
         if roles.makes_nothing(node) {
             continue;
@@ -146,7 +154,7 @@ fn lower_on(
 fn dispatch(ctx: &mut Lowering, node: &Node) -> Result<(), BackendError> {
     match &node.op {
         Op::Attention { .. } | Op::AttentionGrad { .. } => attention::lower(ctx, node),
-        Op::Silu | Op::SiluGrad | Op::Add | Op::Affine { .. } | Op::ToAct | Op::RepeatBatch => {
+        Op::Silu | Op::SiluGrad | Op::Add | Op::Affine { .. } | Op::ToAct | Op::RepeatBatch | Op::AbsMax => {
             elementwise::lower(ctx, node)
         }
         Op::AddPerImage
@@ -186,6 +194,7 @@ pub(super) struct Lowering<'a> {
     plan: &'a Plan,
     roles: &'a Roles,
     limits: &'a DeviceLimits,
+    fp8: &'a Quantised,
     addresses: Addresses,
     /// Encodes tensor maps; none while measuring.
     encoder: Option<&'a dyn Driver>,
@@ -222,6 +231,11 @@ impl Lowering<'_> {
     /// What the device offers.
     pub fn limits(&self) -> &DeviceLimits {
         self.limits
+    }
+
+    /// The scale of a value that is stored as e4m3, `scale` times less; none for all others.
+    pub fn e4m3_scale(&self, v: ValueId) -> Option<f32> {
+        self.fp8.get(&v).copied()
     }
 
     /// Address of a value; null if fusion removed it.

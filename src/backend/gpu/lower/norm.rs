@@ -154,6 +154,8 @@ struct NormArgs {
     eps: f32,
     images: u32,
     width: u32,
+    inverse_scale: f32,
+    padding: u32,
 }
 
 /// `struct NormGradArgs` of `kernels/norm/group_norm_grad.cu`.
@@ -380,6 +382,8 @@ fn forward(ctx: &mut Lowering, node: &Node, norm: &GroupNorm) {
 /// The forward pass of a node on an input that need not be its first operand.
 pub(super) fn forward_of(ctx: &mut Lowering, node: &Node, norm: &GroupNorm, input: &Input) {
     let dtype = ctx.dtype();
+    let e4m3 = ctx.e4m3_scale(node.outputs[0]);
+    let stored = if e4m3.is_some() { "e4m3" } else { dtype };
     let (cut, way) = Cut::of_input(input, norm.groups, ctx.act_bytes());
     let images = input.images;
     let partials = match way {
@@ -411,6 +415,8 @@ pub(super) fn forward_of(ctx: &mut Lowering, node: &Node, norm: &GroupNorm, inpu
         eps: norm.eps as f32,
         images: images as u32,
         width: input.size.0 as u32,
+        inverse_scale: e4m3.map_or(1.0, |scale| 1.0 / scale),
+        padding: 0,
     };
     let (grid, block) = (cut.grid(images), cut.block() as u32);
     let (whole, all_groups) = (BLOCK as u32, warps(images * norm.groups));
@@ -418,17 +424,17 @@ pub(super) fn forward_of(ctx: &mut Lowering, node: &Node, norm: &GroupNorm, inpu
     match way {
         Way::Fused => {
             let shared = statistics_bytes + cut.runs_bytes() + cut.slab(1);
-            ctx.launch(&cut.kernel("norm_fused", dtype), grid, block, shared as u32, &args);
+            ctx.launch(&cut.kernel("norm_fused", stored), grid, block, shared as u32, &args);
         }
-        Way::Given => ctx.launch(&cut.kernel("norm_given", dtype), grid, block, statistics_bytes as u32, &args),
+        Way::Given => ctx.launch(&cut.kernel("norm_given", stored), grid, block, statistics_bytes as u32, &args),
         Way::Split => {
             ctx.launch(&cut.kernel("norm_moments", dtype), grid, block, cut.runs_bytes() as u32, &args);
             ctx.launch("norm_finish_f32", all_groups, whole, 0, &args);
-            ctx.launch(&cut.kernel("norm_apply", dtype), grid, block, 0, &args);
+            ctx.launch(&cut.kernel("norm_apply", stored), grid, block, 0, &args);
         }
         Way::Combined => {
             ctx.launch("norm_combine_f32", all_groups, whole, 0, &args);
-            ctx.launch(&cut.kernel("norm_apply", dtype), grid, block, 0, &args);
+            ctx.launch(&cut.kernel("norm_apply", stored), grid, block, 0, &args);
         }
     }
 }

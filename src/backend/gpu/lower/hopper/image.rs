@@ -4,7 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::views::{Phase, Tap, View, Views, upsampled, views};
 use crate::backend::gpu::choice::{
-    Boxes, Cell, ImageChoice, ImageProblem, Pass, SLAB, THREADS, choose_image, takes_image,
+    Boxes, Cell, ImageChoice, ImageProblem, LINE_BYTES, Pass, SLAB, THREADS, choose_image, takes_image,
 };
 use crate::backend::gpu::driver::{DeviceLimits, DevicePtr, Swizzle, TensorMap, TensorMapSpec};
 use crate::backend::gpu::lower::Lowering;
@@ -15,9 +15,9 @@ use crate::backend::{BackendError, Precision};
 use crate::graph::{ConvGeometry, Graph, Node, Op, Shape, ValueId};
 
 /// Bytes of a bf16.
-const BYTES: usize = 2;
+const BF16: usize = 2;
 /// Bytes of a slab of one pixel.
-const LINE: usize = SLAB * BYTES;
+const LINE: usize = LINE_BYTES;
 /// Lengths of the arrays in the arguments.
 const VIEWS: usize = 4;
 const TAPS: usize = 16;
@@ -129,6 +129,8 @@ pub(in super::super) struct ImageProduct {
     pub upsampled: bool,
     /// Where moments of the result go; null if nobody asks for them.
     pub moments: DevicePtr,
+    /// Whether sources and filter are e4m3.
+    pub e4m3: bool,
 }
 
 impl ImageProduct {
@@ -143,6 +145,7 @@ impl ImageProduct {
             out_size: (out.height, out.width),
             columns: out.channels,
             upsampled: false,
+            e4m3: false,
             moments: DevicePtr::NULL,
         }
     }
@@ -170,6 +173,21 @@ impl ImageProduct {
         Self { moments, ..self }
     }
 
+    /// The same product of e4m3.
+    pub fn quantised(self) -> Self {
+        Self { e4m3: true, ..self }
+    }
+
+    /// Bytes of an element of sources and filter.
+    fn operand_bytes(&self) -> usize {
+        if self.e4m3 { 1 } else { BF16 }
+    }
+
+    /// Channels of a slab.
+    fn slab(&self) -> usize {
+        LINE / self.operand_bytes()
+    }
+
     fn channels(&self) -> Vec<usize> {
         self.sources.iter().map(|s| s.channels).collect()
     }
@@ -182,7 +200,7 @@ impl ImageProduct {
             Pass::Fprop => ImageProblem::fprop(geometry, images, source, out, &channels, self.columns),
             Pass::Dgrad => ImageProblem::dgrad(geometry, images, source, out, channels.iter().sum(), self.columns),
         };
-        let problem = problem.with_residual(residual).with_precision(precision);
+        let problem = problem.with_residual(residual).with_precision(precision).with_e4m3(self.e4m3);
         if self.moments == DevicePtr::NULL { problem } else { problem.with_moments() }
     }
 
@@ -230,6 +248,35 @@ struct Operands {
     partial: DevicePtr,
     tickets: DevicePtr,
     statistics: DevicePtr,
+    column_scale: DevicePtr,
+}
+
+/// Where a filter of e4m3 lies, and what 1 in both operands stands for, a number a column.
+#[derive(Clone, Copy, Debug)]
+pub(in super::super) struct QuantisedFilter {
+    /// `[K, taps, C]`.
+    pub at: DevicePtr,
+    /// `[K]`, f32.
+    pub scale: DevicePtr,
+}
+
+/// Launches the product of e4m3.
+///
+/// # Errors
+/// [`BackendError::Device`] where [`takes_image`] refuses the product: its source would not have been quantised.
+pub(in super::super) fn launch_e4m3(
+    ctx: &mut Lowering,
+    product: &ImageProduct,
+    filter: QuantisedFilter,
+    fused: Fused,
+    node: &Node,
+) -> Result<(), BackendError> {
+    let problem = product.problem(ctx.precision(), fused.residual != DevicePtr::NULL);
+    let views = product.views(&problem, ctx.limits()).map_err(|rule| BackendError::Device {
+        device: "gpu".into(),
+        reason: format!("{} in fp8: {rule}", node.scope),
+    })?;
+    enqueue(ctx, product, &problem, &views, (filter.at, filter.scale), fused, node)
 }
 
 /// Launches the product if the kernels of Hopper take it; the node's operand 1 is the filter, its result 0 the output.
@@ -241,20 +288,36 @@ pub(in super::super) fn launch(
 ) -> Result<bool, BackendError> {
     let problem = product.problem(ctx.precision(), fused.residual != DevicePtr::NULL);
     let Ok(views) = product.views(&problem, ctx.limits()) else { return Ok(false) };
-    let choice = choose_image(&problem, ctx.limits(), None);
+    let weight = node.inputs[1];
+    let filter = if product.upsampled { summed_taps(ctx, product, weight) } else { ctx.weight(weight) };
+    enqueue(ctx, product, &problem, &views, (filter, DevicePtr::NULL), fused, node)?;
+    Ok(true)
+}
+
+fn enqueue(
+    ctx: &mut Lowering,
+    product: &ImageProduct,
+    problem: &ImageProblem,
+    views: &Views,
+    (filter, column_scale): (DevicePtr, DevicePtr),
+    fused: Fused,
+    node: &Node,
+) -> Result<(), BackendError> {
+    let choice = choose_image(problem, ctx.limits(), None);
     let operands = Operands {
-        filter: if product.upsampled { summed_taps(ctx, product, node.inputs[1]) } else { ctx.weight(node.inputs[1]) },
+        filter,
         out: ctx.ptr(node.outputs[0]),
         fused,
         partial: if choice.split { ctx.scratch(choice.partial_bytes()) } else { DevicePtr::NULL },
         tickets: if choice.split { ctx.counters(choice.tickets()) } else { DevicePtr::NULL },
-        statistics: product.moments,
+        statistics: DevicePtr::NULL,
+        column_scale,
     };
     let encode = |spec: &TensorMapSpec| ctx.tensor_map(spec);
-    let args = arguments(product, &views, &choice, &operands, encode)?;
+    let args = arguments(product, views, &choice, &operands, encode)?;
     let blocks = (args.items as u32).min(choice.blocks as u32);
     ctx.launch(&choice.kernel(product.pass), [blocks, 1, 1], THREADS, choice.shared_bytes as u32, &args);
-    Ok(true)
+    Ok(())
 }
 
 /// The filter of an upsampling convolution on the small image, made once from the weights.
@@ -264,7 +327,7 @@ fn summed_taps(ctx: &mut Lowering, product: &ImageProduct, weight: ValueId) -> D
     debug_assert!(ctx.is_fixed(weight), "the sums would be those of weights before training");
     let channels: usize = product.sources.iter().map(|s| s.channels).sum();
     let elements = product.columns * TAPS * channels;
-    let out = ctx.derived(elements * BYTES);
+    let out = ctx.derived(elements * BF16);
     let vectors = elements / VECTOR;
     let columns = FastDivide::new(channels / VECTOR);
     let args = SumTapsArgs { filter: ctx.param_f32(weight), out, vectors: vectors as u32, columns };
@@ -299,10 +362,14 @@ fn arguments(
     let pitch = box_w * LINE;
 
     let mut args = ImageArgs::zeroed();
-    let pixels = |at, channels, size, view: &View, corner| image_view(at, channels, product.images, size, view, corner);
+    let source_line = Line { channels: product.slab(), bytes: product.operand_bytes() };
+    let pixels = |at, line, channels, size, view: &View, corner| {
+        image_view(at, line, channels, product.images, size, view, corner)
+    };
     for (s, source) in product.sources.iter().enumerate() {
         for (v, view) in views.sources.iter().enumerate() {
-            let spec = pixels(source.at, source.channels, product.source_size, view, [box_w, box_h, patch.n]);
+            let spec =
+                pixels(source.at, source_line, source.channels, product.source_size, view, [box_w, box_h, patch.n]);
             args.sources[s * views.sources.len() + v] = encode(&spec)?;
         }
     }
@@ -313,8 +380,16 @@ fn arguments(
     let mut first_tap = 0;
     for (p, phase) in views.phases.iter().enumerate() {
         if staged {
-            let map =
-                |at| encode(&pixels(at, product.columns, product.out_size, &phase.out, [patch.w, patch.h, patch.n]));
+            let map = |at| {
+                encode(&pixels(
+                    at,
+                    Line::BF16,
+                    product.columns,
+                    product.out_size,
+                    &phase.out,
+                    [patch.w, patch.h, patch.n],
+                ))
+            };
             args.out[p] = map(operands.out)?;
             if fused.residual != DevicePtr::NULL {
                 args.residual[p] = map(fused.residual)?;
@@ -327,7 +402,7 @@ fn arguments(
             let (view, filter) = (tap.view as i16, tap.filter as i16);
             *to = TapArgs { view, filter, x: x as i16, y: y as i16, shift: shift as u32 };
         }
-        let slabs: usize = product.sources.iter().map(|s| s.channels.div_ceil(SLAB)).sum();
+        let slabs: usize = product.sources.iter().map(|s| s.channels.div_ceil(product.slab())).sum();
         let count = phase.taps.len();
         args.phases[p] = PhaseArgs { first_tap: first_tap as i32, taps: count as i32, steps: int(slabs * count)? };
         first_tap += count;
@@ -348,12 +423,13 @@ fn arguments(
         partial: operands.partial,
         tickets: operands.tickets,
         statistics: operands.statistics,
-        column_scale: DevicePtr::NULL,
+        statistics: product.moments,
+        column_scale,
         images: int(product.images)?,
         out_h: int(out_h)?,
         out_w: int(out_w)?,
         columns: int(product.columns)?,
-        source_slabs: int(first.div_ceil(SLAB))?,
+        source_slabs: int(first.div_ceil(product.slab()))?,
         source_channels: int(first)?,
         source_views: views.sources.len() as i32,
         patch: [patch.w, patch.h, patch.n].map(|n| n as i32),
@@ -383,39 +459,53 @@ fn arguments(
     })
 }
 
+/// What lies in 128 bytes of a box: channels of one pixel.
+#[derive(Clone, Copy)]
+pub(super) struct Line {
+    channels: usize,
+    /// Of one of them.
+    bytes: usize,
+}
+
+impl Line {
+    pub(super) const BF16: Self = Self { channels: SLAB, bytes: BF16 };
+}
+
 /// The map of a view of `[images, height, width, channels]` with boxes of a slab of `[w, h, n]` pixels.
 pub(super) fn image_view(
     at: DevicePtr,
+    line: Line,
     channels: usize,
     images: usize,
     (height, width): (usize, usize),
     view: &View,
     [w, h, n]: [usize; 3],
 ) -> TensorMapSpec {
-    let pixel = channels * BYTES;
+    let pixel = channels * line.bytes;
     TensorMapSpec {
         base: at.offset((view.first.0 * width + view.first.1) * pixel),
-        element_bytes: BYTES as u32,
+        element_bytes: line.bytes as u32,
         dims: [channels, view.size.1, view.size.0, images].map(|d| d as u64).to_vec(),
         strides: [view.step * pixel, view.step * width * pixel, height * width * pixel].map(|s| s as u64).to_vec(),
-        box_dims: [SLAB, w, h, n].map(|d| d as u32).to_vec(),
+        box_dims: [line.channels, w, h, n].map(|d| d as u32).to_vec(),
         swizzle: Swizzle::Bytes128,
     }
 }
 
-/// The map of the filter `[K, taps, C]`: lines of 64 channels, one an output channel forward and one a k backward.
+/// The map of the filter `[K, taps, C]`: lines of 64 channels (e4m3: 128), one an output channel forward and one a k backward.
 fn filter(product: &ImageProduct, at: DevicePtr, depth: usize, tile_columns: usize) -> TensorMapSpec {
     let (c, k, lines) = match product.pass {
         Pass::Fprop => (depth, product.columns, tile_columns),
         Pass::Dgrad => (product.columns, depth, SLAB),
     };
-    let taps = if product.upsampled { TAPS } else { product.geometry.kernel.0 * product.geometry.kernel.1 };
+    let taps = product.geometry.kernel.0 * product.geometry.kernel.1;
+    let bytes = product.operand_bytes();
     TensorMapSpec {
         base: at,
-        element_bytes: BYTES as u32,
+        element_bytes: bytes as u32,
         dims: [c, taps, k].map(|d| d as u64).to_vec(),
-        strides: [c * BYTES, taps * c * BYTES].map(|s| s as u64).to_vec(),
-        box_dims: vec![SLAB as u32, 1, lines as u32],
+        strides: [c * bytes, taps * c * bytes].map(|s| s as u64).to_vec(),
+        box_dims: vec![product.slab() as u32, 1, lines as u32],
         swizzle: Swizzle::Bytes128,
     }
 }

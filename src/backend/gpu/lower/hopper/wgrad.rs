@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::image::image_view;
+use super::image::{Line, image_view};
 use super::views::{View, Views, views};
 use crate::backend::BackendError;
 use crate::backend::gpu::choice::pixel::{DEPTH, is_line};
@@ -185,7 +185,7 @@ pub(in crate::backend::gpu::lower) fn launch(
     let (patch, (kernel_h, kernel_w)) = (choice.patch, geometry.kernel);
     let map = |at, images: &Images, view: &View, copied: Patch| {
         let (count, size) = (images.count, (images.height, images.width));
-        ctx.tensor_map(&image_view(at, images.channels, count, size, view, [copied.w, copied.h, copied.n]))
+        ctx.tensor_map(&image_view(at, Line::BF16, images.channels, count, size, view, [copied.w, copied.h, copied.n]))
     };
     let mut sources = [TensorMap([0; 16]); MOST_VIEWS];
     for (source, view) in sources.iter_mut().zip(&views.sources) {

@@ -90,6 +90,7 @@ impl Problem {
             columns: self.columns,
             upsampled: false,
             moments: DevicePtr::NULL,
+            e4m3: false,
         }
     }
 
@@ -172,6 +173,7 @@ impl Problem {
             partial: upload(&vec![0xff; choice.partial_bytes().max(4)]),
             tickets,
             statistics: if with_statistics { statistics } else { DevicePtr::NULL },
+            column_scale: DevicePtr::NULL,
         };
         let product = self.product(&sources);
         let views = views(self.pass, &self.geometry, self.source, self.out).unwrap();
