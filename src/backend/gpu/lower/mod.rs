@@ -397,15 +397,15 @@ mod tests {
         }
     }
 
-    fn measuring<'a>(plan: &'a Plan, roles: &'a Roles, limits: &'a DeviceLimits) -> Lowering<'a> {
+    fn measuring<'a>(plan: &'a Plan, (roles, fp8): &'a (Roles, Quantised), limits: &'a DeviceLimits) -> Lowering<'a> {
         let addresses = Addresses::provisional();
-        Lowering { plan, roles, limits, addresses, encoder: None, scratch_used: 0, lowered: Lowered::default() }
+        Lowering { plan, roles, limits, fp8, addresses, encoder: None, scratch_used: 0, lowered: Lowered::default() }
     }
 
     #[test]
     fn tickets_belong_to_one_node() {
-        let (plan, roles, limits) = (Plan::new(Graph::new()), Roles::default(), limits());
-        let mut ctx = measuring(&plan, &roles, &limits);
+        let (plan, fused, limits) = (Plan::new(Graph::new()), Default::default(), limits());
+        let mut ctx = measuring(&plan, &fused, &limits);
         let (a, b) = (ctx.counters(3), ctx.counters(100));
         assert!(b.0 >= a.0 + 3 * 4 && b.0.is_multiple_of(4));
         assert!(ctx.lowered.counter_bytes as u64 >= b.0 - a.0 + 400);
@@ -416,8 +416,8 @@ mod tests {
 
     #[test]
     fn measuring_checks_tensor_maps_and_encodes_none() {
-        let (plan, roles, limits) = (Plan::new(Graph::new()), Roles::default(), limits());
-        let ctx = measuring(&plan, &roles, &limits);
+        let (plan, fused, limits) = (Plan::new(Graph::new()), Default::default(), limits());
+        let ctx = measuring(&plan, &fused, &limits);
         let spec = TensorMapSpec {
             base: ctx.addresses.arena,
             element_bytes: 2,

@@ -310,7 +310,7 @@ fn enqueue(
         fused,
         partial: if choice.split { ctx.scratch(choice.partial_bytes()) } else { DevicePtr::NULL },
         tickets: if choice.split { ctx.counters(choice.tickets()) } else { DevicePtr::NULL },
-        statistics: DevicePtr::NULL,
+        statistics: product.moments,
         column_scale,
     };
     let encode = |spec: &TensorMapSpec| ctx.tensor_map(spec);
@@ -423,8 +423,7 @@ fn arguments(
         partial: operands.partial,
         tickets: operands.tickets,
         statistics: operands.statistics,
-        statistics: product.moments,
-        column_scale,
+        column_scale: operands.column_scale,
         images: int(product.images)?,
         out_h: int(out_h)?,
         out_w: int(out_w)?,
@@ -498,7 +497,7 @@ fn filter(product: &ImageProduct, at: DevicePtr, depth: usize, tile_columns: usi
         Pass::Fprop => (depth, product.columns, tile_columns),
         Pass::Dgrad => (product.columns, depth, SLAB),
     };
-    let taps = product.geometry.kernel.0 * product.geometry.kernel.1;
+    let taps = if product.upsampled { TAPS } else { product.geometry.kernel.0 * product.geometry.kernel.1 };
     let bytes = product.operand_bytes();
     TensorMapSpec {
         base: at,

@@ -270,7 +270,7 @@ mod tests {
         let x = graph.input("x", [n, h, w, c].as_slice(), DType::Act);
         let outputs = graph.push(Op::ConvWgrad { geometry, bias: true }, &[dy, x]).unwrap();
         outputs.iter().for_each(|&v| graph.keep(v));
-        measure(&Plan::new(graph).relaid(precision), &Roles::default(), limits).unwrap().launches
+        measure(&Plan::new(graph).relaid(precision), &Roles::default(), limits, &Default::default()).unwrap().launches
     }
 
     fn args(launch: &Planned) -> HopperWgradArgs {
