@@ -14,6 +14,7 @@ use warpdiff::unet::{DownBlock, SampleSize, UNetConfig, UpBlock};
 use crate::common::gpu::{device, devices};
 use crate::common::models::{load_random, noise};
 use crate::common::tolerance;
+use crate::common::training::training_steps;
 
 const SAME: ConvGeometry = ConvGeometry::SAME_3X3;
 const UPSAMPLE: Fusions = Fusions { upsample: true, ..Fusions::NONE };
@@ -351,4 +352,19 @@ fn a_network_keeps_the_rule_and_does_not_depend_on_its_batch() {
     }
     let alone = forward(1, &gpu(Fusions::default()));
     assert!(same_bits(&alone, &[fused[0][..fused[0].len() / 2].to_vec()]), "the batch changes the bits");
+}
+
+/// Norms read moments in training, too, and their gradients read what those made of them.
+#[test]
+fn training_follows_the_reference_that_rounds() {
+    let config = UNetConfig { num_class_embeds: Some(4), null_class: Some(3), ..unet() };
+    let losses = |backend: &dyn Backend| training_steps(&config, 3, backend);
+    let exact = losses(&Reference::default());
+    let off = |losses: &[f64]| losses.iter().zip(&exact).map(|(a, e)| ((a - e) / e).abs()).fold(0.0, f64::max);
+    let rounded = off(&losses(&Reference::new(Precision::Bf16)));
+    let (fused, unfused) = (losses(&gpu(Fusions::default())), losses(&gpu(Fusions::NONE)));
+    println!("rounding {rounded:e}, fused {:e}, unfused {:e}", off(&fused), off(&unfused));
+    assert!(off(&fused) <= 2.0 * rounded.max(1e-3));
+    // Merged in another order, the statistics differ somewhere.
+    assert_ne!(fused, unfused);
 }
