@@ -173,7 +173,7 @@ fn upsampling_convolutions_keep_the_rule() {
             let mut net = Net::new(n);
             let x = net.input(&[h, w, c]);
             let large = net.op(Op::Upsample2x, &[x]);
-            let y = net.conv(large, k, i % 8 | usize::from(i == 3) * 7);
+            let y = net.conv(large, k, if i == 3 { 7 } else { i });
             net.keep(y);
             net
         });
