@@ -20,6 +20,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::backend::BackendError;
+use crate::peer::PeerError;
 
 /// Exit code of a run that could not start: a device that is not there, an input that cannot be read.
 const UNUSABLE: u8 = 2;
@@ -91,6 +92,7 @@ fn message(error: &anyhow::Error) -> String {
 fn exit_code(error: &anyhow::Error) -> u8 {
     match error.downcast_ref::<BackendError>() {
         Some(BackendError::Unavailable { .. } | BackendError::Precision { .. }) => UNUSABLE,
+        _ if matches!(error.downcast_ref(), Some(PeerError::Missing { .. })) => UNUSABLE,
         _ => 1,
     }
 }
