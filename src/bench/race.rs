@@ -137,7 +137,7 @@ mod tests {
         assert!((outcome.candidate.median - 10.0).abs() < 1e-9 && outcome.candidate.samples == 6);
         assert!((outcome.peer.unwrap().median - 60.0).abs() < 1e-9);
         assert!((outcome.ratio.unwrap().median - 6.0).abs() < 1e-9 && outcome.ratio.unwrap().samples == 3);
-        let log = log.into_inner();
+        let log = log.take();
         let names: String = log.iter().map(|(name, _)| name).collect();
         assert_eq!(names, "AAABBB".to_owned() + &"ABBA".repeat(3));
         // Blocks of 900 us.
