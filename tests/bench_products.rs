@@ -113,7 +113,8 @@ fn what_cannot_be_measured_is_named() {
     let installed = |file: &str| unsafe { libloading::Library::new(file).is_ok() };
     if !installed("libcudnn.so.9") {
         let conv = ["conv", "--shape", "n1h9w9c8k8r3s1p1", "--peer", "cudnn"];
-        bench(&[&conv[..], &gpu].concat()).expect_error(2, &["libcudnn.so.9 was not found", "pip install nvidia-cudnn-cu13"]);
+        bench(&[&conv[..], &gpu].concat())
+            .expect_error(2, &["libcudnn.so.9 was not found", "pip install nvidia-cudnn-cu13"]);
     }
     if !installed("libcublasLt.so.13") && !installed("libcublasLt.so.12") {
         let gemm = ["gemm", "--shape", "m8n8k8", "--peer", "cublaslt"];

@@ -75,11 +75,7 @@ pub fn race<E>(
         rounds += 1;
     }
     let none = Spread { median: f64::NAN, lower_quartile: f64::NAN, upper_quartile: f64::NAN, samples: 0 };
-    Ok(Outcome {
-        candidate: Spread::of(ours).unwrap_or(none),
-        peer: Spread::of(theirs),
-        ratio: Spread::of(ratios),
-    })
+    Ok(Outcome { candidate: Spread::of(ours).unwrap_or(none), peer: Spread::of(theirs), ratio: Spread::of(ratios) })
 }
 
 /// Runs a few times, and returns how many replays fill a block.

@@ -30,7 +30,9 @@ impl Roof {
             Some((name, tflops, gbs)) if precision == Precision::Bf16 => Self {
                 tflops: Some(*tflops),
                 gbs: Some(*gbs),
-                source: format!("measured on an {name}: 8192-cubed bf16 product of random numbers; copy, read plus written"),
+                source: format!(
+                    "measured on an {name}: 8192-cubed bf16 product of random numbers; copy, read plus written"
+                ),
             },
             Some((name, _, gbs)) => Self {
                 tflops: None,
@@ -46,14 +48,19 @@ impl Roof {
         if tflops.is_none() && gbs.is_none() {
             return self;
         }
-        Self { tflops: tflops.or(self.tflops), gbs: gbs.or(self.gbs), source: format!("given; otherwise {}", self.source) }
+        Self {
+            tflops: tflops.or(self.tflops),
+            gbs: gbs.or(self.gbs),
+            source: format!("given; otherwise {}", self.source),
+        }
     }
 
     /// The least time of a product: its operations at the first roof or its bytes at the second, whichever takes longer;
     /// `None` where neither roof is known.
     pub fn floor(&self, product: &Product, pass: Pass, precision: Precision) -> Option<Floor> {
         let flops = self.tflops.map(|t| Floor { us: product.flops() as f64 / t / 1e6, limit: Limit::Flops });
-        let bytes = self.gbs.map(|b| Floor { us: bytes(product, pass, precision) as f64 / b / 1e3, limit: Limit::Bytes });
+        let bytes =
+            self.gbs.map(|b| Floor { us: bytes(product, pass, precision) as f64 / b / 1e3, limit: Limit::Bytes });
         [flops, bytes].into_iter().flatten().max_by(|a, b| a.us.total_cmp(&b.us))
     }
 }
@@ -112,7 +119,8 @@ mod tests {
 
     fn floor(name: &str) -> (f64, Limit) {
         let product = name.parse().map(Product::Conv).or_else(|_| name.parse().map(Product::Gemm)).unwrap();
-        let floor = Roof::measured("NVIDIA H200", Precision::Bf16).floor(&product, Pass::Fprop, Precision::Bf16).unwrap();
+        let floor =
+            Roof::measured("NVIDIA H200", Precision::Bf16).floor(&product, Pass::Fprop, Precision::Bf16).unwrap();
         ((floor.us * 10.0).round() / 10.0, floor.limit)
     }
 

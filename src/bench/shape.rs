@@ -64,8 +64,14 @@ impl ConvShape {
 /// `r3`, or `r1x3` for a filter one pixel high; `p1`, or `p0.0.1.1` for top, left, bottom, right.
 impl fmt::Display for ConvShape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { n, h, w, c, k, geometry: ConvGeometry { kernel: (r, s), stride, padding: (top, left, bottom, right) } } =
-            *self;
+        let Self {
+            n,
+            h,
+            w,
+            c,
+            k,
+            geometry: ConvGeometry { kernel: (r, s), stride, padding: (top, left, bottom, right) },
+        } = *self;
         write!(f, "n{n}h{h}w{w}c{c}k{k}r{r}")?;
         if r != s {
             write!(f, "x{s}")?;
@@ -141,8 +147,7 @@ impl FromStr for GemmShape {
     type Err = ShapeError;
 
     fn from_str(text: &str) -> Result<Self, ShapeError> {
-        let fail =
-            |reason| ShapeError { text: text.into(), kind: "matrix product", reason, example: "m65536n768k256" };
+        let fail = |reason| ShapeError { text: text.into(), kind: "matrix product", reason, example: "m65536n768k256" };
         let [m, n, k] = fields(text, ["m", "n", "k"]).map_err(fail)?;
         let one = |name, value| positive(name, value).map_err(fail);
         let shape = Self { m: one("m", m)?, n: one("n", n)?, k: one("k", k)? };

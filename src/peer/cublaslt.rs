@@ -81,9 +81,8 @@ impl Algorithms for CublasLt {
         let problem = Rc::new(Problem::new(&self.handle, columns, result)?);
         let preference = Preference::new(&self.handle, WORKSPACE)?;
         let found = self.handle.heuristics(&problem.operation, &problem.layouts, &preference, MOST)?;
-        let algorithm = |(rank, chosen)| {
-            Box::new(Chosen { problem: Rc::clone(&problem), chosen, rank }) as Box<dyn Algorithm>
-        };
+        let algorithm =
+            |(rank, chosen)| Box::new(Chosen { problem: Rc::clone(&problem), chosen, rank }) as Box<dyn Algorithm>;
         Ok(found.into_iter().enumerate().map(algorithm).collect())
     }
 }
@@ -101,8 +100,7 @@ impl Problem {
         let Columns { left, right, out } = columns;
         let operation = Operation::new(handle, left.transposed, right.transposed)?;
         let layout = |m: Matrix, of| Layout::new(handle, of, m.rows as u64, m.cols as u64, m.ld as i64);
-        let layouts =
-            [layout(left, ResultType::Bf16)?, layout(right, ResultType::Bf16)?, layout(out, result)?];
+        let layouts = [layout(left, ResultType::Bf16)?, layout(right, ResultType::Bf16)?, layout(out, result)?];
         Ok(Self { operation, layouts, handle: Rc::clone(handle) })
     }
 }
@@ -150,7 +148,8 @@ mod tests {
         let mut out = vec![f64::NAN; c.out.ld * c.out.cols];
         for row in 0..c.out.rows {
             for col in 0..c.out.cols {
-                out[row + col * c.out.ld] = (0..depth).map(|d| at(&c.left, left, row, d) * at(&c.right, right, d, col)).sum();
+                out[row + col * c.out.ld] =
+                    (0..depth).map(|d| at(&c.left, left, row, d) * at(&c.right, right, d, col)).sum();
             }
         }
         out

@@ -79,6 +79,17 @@ struct Operation {
 
 impl Operation {
     fn new(api: &Rc<Api>, shape: &ConvShape, pass: Pass, result: ResultType) -> Result<Self, PeerError> {
+        Self::of([shape.x(), shape.filter(), shape.y()], geometry(shape), api, pass, result)
+    }
+
+    /// From the dimensions of x, filter and y, padding and stride; the library checks that they fit each other.
+    fn of(
+        [x, w, y]: [[usize; 4]; 3],
+        [before, after, strides]: [[i64; 2]; 3],
+        api: &Rc<Api>,
+        pass: Pass,
+        result: ResultType,
+    ) -> Result<Self, PeerError> {
         let written = roles(pass)[2];
         let tensor = |role: Role, dims: [usize; 4]| {
             let of = if role == written { result } else { ResultType::Bf16 };
@@ -91,8 +102,7 @@ impl Operation {
             d.set_i64(api::CUDNN_ATTR_TENSOR_STRIDES, &strides)?;
             d.finalize()
         };
-        let (x, w, y) = (tensor(Role::X, shape.x())?, tensor(Role::W, shape.filter())?, tensor(Role::Y, shape.y())?);
-        let [before, after, strides] = geometry(shape);
+        let (x, w, y) = (tensor(Role::X, x)?, tensor(Role::W, w)?, tensor(Role::Y, y)?);
         let conv = Descriptor::new(api, api::CUDNN_BACKEND_CONVOLUTION_DESCRIPTOR)?;
         conv.set_data_type(api::CUDNN_ATTR_CONVOLUTION_COMP_TYPE, ResultType::F32)?;
         conv.set_cross_correlation()?;
@@ -282,13 +292,19 @@ mod tests {
         assert_eq!(geometry(&uneven), [[0, 1], [2, 3], [2, 2]]);
     }
 
-    /// With the library at hand (no GPU needed), its own checks accept the operations, and refuse a wrong one.
+    /// With the library at hand, its own checks accept the operations, and refuse a wrong one. No GPU is needed, but a
+    /// libcuda.so.1 that has cuDNN's symbols.
     #[test]
     fn the_library_takes_the_operations() {
         let Some(folder) = std::env::var_os("WARPDIFF_PEER_PATH") else {
             eprintln!("skipped: WARPDIFF_PEER_PATH names no folder with libcudnn");
             return;
         };
+        // SAFETY: loading runs the library's initialisers, which is what it is for.
+        if unsafe { libloading::Library::new("libcuda.so.1") }.is_err() {
+            eprintln!("skipped: no libcuda.so.1, which cuDNN's parts are linked to");
+            return;
+        }
         let api = Rc::new(Api::load(Some(Path::new(&folder))).unwrap());
         let names = [
             "n256h32w32c128k128r3s1p1",
@@ -302,19 +318,14 @@ mod tests {
                 Operation::new(&api, &name.parse().unwrap(), pass, result).unwrap();
             }
         }
-        // Its own output size disagrees with ours where the strides do.
-        let tensor = |dims: [usize; 4]| {
-            let Tensor { dims, strides } = Tensor::channels_last(dims);
-            let d = Descriptor::new(&api, api::CUDNN_BACKEND_TENSOR_DESCRIPTOR).unwrap();
-            d.set_i64(api::CUDNN_ATTR_TENSOR_UNIQUE_ID, &[1]).unwrap();
-            d.set_data_type(api::CUDNN_ATTR_TENSOR_DATA_TYPE, ResultType::Bf16).unwrap();
-            d.set_i64(api::CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT, &[16]).unwrap();
-            d.set_i64(api::CUDNN_ATTR_TENSOR_DIMENSIONS, &dims).unwrap();
-            d.set_i64(api::CUDNN_ATTR_TENSOR_STRIDES, &strides).unwrap();
-            d.finalize()
-        };
-        assert!(tensor([2, 3, 5, 7]).is_ok());
-        let error = tensor([2, 3, 5, 0]).err().unwrap().to_string();
-        assert!(error.contains("CUDNN_STATUS_BAD_PARAM"), "{error}");
+        let shape: ConvShape = "n2h9w8c24k16r3s1p1".parse().unwrap();
+        for pass in Pass::ALL {
+            let of = |y| Operation::of([shape.x(), shape.filter(), y], geometry(&shape), &api, pass, ResultType::Bf16);
+            of([2, 9, 8, 16]).unwrap();
+            for wrong in [[2, 8, 8, 16], [2, 9, 7, 16], [2, 9, 8, 24], [1, 9, 8, 16]] {
+                let error = of(wrong).err().unwrap_or_else(|| panic!("{pass:?} {wrong:?} was accepted")).to_string();
+                assert!(error.contains("CUDNN_STATUS_BAD_PARAM"), "{error}");
+            }
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! Finding shared libraries at run time.
 
+use std::error::Error;
 use std::path::{Path, PathBuf};
 
 use libloading::Library;
@@ -29,7 +30,10 @@ impl Wanted {
             // SAFETY: loading runs the library's initialisers, which is what it is for.
             match unsafe { Library::new(&path) } {
                 Ok(library) => return Ok(library),
-                Err(error) if reason.is_empty() => reason = error.to_string(),
+                // What the loader says is the source of the error, which itself says only what was called.
+                Err(error) if reason.is_empty() => {
+                    reason = error.source().map_or_else(|| error.to_string(), ToString::to_string);
+                }
                 Err(_) => {}
             }
         }
@@ -61,7 +65,8 @@ impl Wanted {
 mod tests {
     use super::*;
 
-    const NOWHERE: Wanted = Wanted { files: &["libwarpdiff_nowhere.so.9", "libwarpdiff_nowhere.so.8"], package: "nvidia-nowhere" };
+    const NOWHERE: Wanted =
+        Wanted { files: &["libwarpdiff_nowhere.so.9", "libwarpdiff_nowhere.so.8"], package: "nvidia-nowhere" };
 
     #[test]
     fn folders_of_packages_come_before_the_system() {

@@ -147,7 +147,9 @@ impl Executable for GpuExecutable {
             }
             Stored::Bf16 => {
                 let mut halves = vec![bf16::ZERO; data.len()];
-                buffer.read(offset + 2 * first, bytemuck::cast_slice_mut(&mut halves)).map_err(|e| self.device_error(e))?;
+                buffer
+                    .read(offset + 2 * first, bytemuck::cast_slice_mut(&mut halves))
+                    .map_err(|e| self.device_error(e))?;
                 data.iter_mut().zip(halves).for_each(|(x, h)| *x = h.to_f32());
                 Ok(())
             }

@@ -138,7 +138,8 @@ pub(super) fn run(wanted: &Wanted, options: &Options, quiet: bool) -> Result<Exi
         if options.budget.is_some_and(|budget| begin.elapsed() >= seconds(budget)) {
             break;
         }
-        let measuring = Measuring { machine: &machine, peer: peer.as_ref(), noise: &noise, roof: &roof, protocol, options };
+        let measuring =
+            Measuring { machine: &machine, peer: peer.as_ref(), noise: &noise, roof: &roof, protocol, options };
         report.add(measuring.row(line));
         report.write(options.json.as_deref())?;
     }

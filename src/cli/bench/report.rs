@@ -276,8 +276,7 @@ impl Summary {
             it.min_by(|a, b| a.1.total_cmp(&b.1)).map(|(row, _)| row.product.to_string())
         };
         let theirs = |row: &Row| row.peer.as_ref()?.us.map(|s| s.median * row.count as f64);
-        let floors: Vec<f64> =
-            measured.iter().filter_map(|(row, _)| Some(row.floor?.us * row.count as f64)).collect();
+        let floors: Vec<f64> = measured.iter().filter_map(|(row, _)| Some(row.floor?.us * row.count as f64)).collect();
         Self {
             batch,
             pass,
@@ -331,8 +330,7 @@ impl Report {
     /// Whether a line failed, or a peer computed something else. A peer that knows no algorithm is no failure.
     pub fn failed(&self) -> bool {
         let failed = |row: &Row| {
-            (row.error.is_some() && !row.skipped)
-                || row.peer.as_ref().is_some_and(|p| p.status == Status::Disagrees)
+            (row.error.is_some() && !row.skipped) || row.peer.as_ref().is_some_and(|p| p.status == Status::Disagrees)
         };
         self.results.iter().any(failed)
     }
@@ -419,11 +417,8 @@ mod tests {
 
     #[test]
     fn sums_are_weighted_and_means_are_not() {
-        let rows = [
-            row("m10n10k10", 3, 2.0, Some(4.0)),
-            row("m20n10k10", 1, 8.0, Some(4.0)),
-            row("m30n10k10", 2, 5.0, None),
-        ];
+        let rows =
+            [row("m10n10k10", 3, 2.0, Some(4.0)), row("m20n10k10", 1, 8.0, Some(4.0)), row("m30n10k10", 2, 5.0, None)];
         let s = Summary::of(Some(4), Pass::Fprop, &rows.iter().collect::<Vec<_>>());
         assert_eq!((s.lines, s.compared), (3, 2));
         assert_eq!((s.sum_us, s.compared_us, s.peer_us, s.floor_us), (24.0, Some(14.0), Some(16.0), Some(6.0)));

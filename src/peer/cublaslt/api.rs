@@ -135,7 +135,11 @@ impl Api {
         // SAFETY: any status may be asked for; the text is the library's and stays.
         let text = unsafe {
             let text = (self.status_string)(status);
-            if text.is_null() { format!("status {status}") } else { CStr::from_ptr(text).to_string_lossy().into_owned() }
+            if text.is_null() {
+                format!("status {status}")
+            } else {
+                CStr::from_ptr(text).to_string_lossy().into_owned()
+            }
         };
         Err(PeerError::Call { call: call.into(), reason: text })
     }

@@ -7,9 +7,9 @@ use std::rc::Rc;
 
 use libloading::Library;
 
+use crate::bench::Pass;
 use crate::peer::library::Wanted;
 use crate::peer::{PeerError, ResultType};
-use crate::bench::Pass;
 
 // Names and values of the header (cuDNN 9).
 const CUDNN_STATUS_SUCCESS: c_int = 0;
@@ -198,7 +198,10 @@ impl Api {
         let (name, more) = unsafe {
             (self.last_error)(more.as_mut_ptr(), more.len());
             more[more.len() - 1] = 0;
-            (CStr::from_ptr((self.error_string)(status)).to_string_lossy(), CStr::from_ptr(more.as_ptr()).to_string_lossy())
+            (
+                CStr::from_ptr((self.error_string)(status)).to_string_lossy(),
+                CStr::from_ptr(more.as_ptr()).to_string_lossy(),
+            )
         };
         let reason = if more.trim().is_empty() { name.into_owned() } else { format!("{name}: {}", more.trim()) };
         Err(PeerError::Call { call: call(), reason })
@@ -273,9 +276,8 @@ impl Descriptor {
 
     fn set<T>(&self, attribute: c_int, of: c_int, values: &[T]) -> Result<(), PeerError> {
         // SAFETY: `of` stands for the type T, and the elements are copied.
-        let status = unsafe {
-            (self.api.descriptor_set)(self.raw, attribute, of, values.len() as i64, values.as_ptr().cast())
-        };
+        let status =
+            unsafe { (self.api.descriptor_set)(self.raw, attribute, of, values.len() as i64, values.as_ptr().cast()) };
         self.api.check(|| format!("cudnnBackendSetAttribute {attribute} of descriptor {}", self.kind), status)
     }
 
@@ -352,9 +354,8 @@ impl Descriptor {
     pub fn get_descriptors(&self, attribute: c_int, into: &[Self]) -> Result<usize, PeerError> {
         let mut raw: Vec<*mut c_void> = into.iter().map(|d| d.raw).collect();
         // SAFETY: room for as many descriptors; the library fills those that the pointers name.
-        let count = unsafe {
-            self.get(attribute, CUDNN_TYPE_BACKEND_DESCRIPTOR, raw.len() as i64, raw.as_mut_ptr().cast())?
-        };
+        let count =
+            unsafe { self.get(attribute, CUDNN_TYPE_BACKEND_DESCRIPTOR, raw.len() as i64, raw.as_mut_ptr().cast())? };
         Ok((count.max(0) as usize).min(into.len()))
     }
 }
