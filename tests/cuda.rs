@@ -104,6 +104,26 @@ fn refusals_are_errors() {
 }
 
 #[test]
+fn tensor_maps_are_encoded_or_refused() {
+    let Some(gpu) = gpu() else { return };
+    device::tensor_maps_are_encoded_or_refused(gpu.as_ref());
+}
+
+/// Opening a device never fails for the probe of shifted operands, and nothing is left of it.
+#[test]
+fn the_device_says_whether_operands_may_be_shifted() {
+    let Some(gpu) = gpu() else { return };
+    let limits = gpu.limits().clone();
+    assert!(limits.compute_capability == (9, 0) || !limits.shifted_operands);
+    gpu.synchronize().unwrap();
+    assert_eq!(gpu.limits(), &limits);
+    let report = warpdiff(&["info", "--json"]).expect_success().json();
+    let expected =
+        if limits.compute_capability == (9, 0) { limits.shifted_operands.into() } else { serde_json::Value::Null };
+    assert_eq!(report["devices"]["cuda"]["shifted_wgmma_operands"], expected);
+}
+
+#[test]
 fn times_are_measured() {
     let Some(gpu) = gpu() else { return };
     device::times_are_measured(gpu.as_ref());

@@ -9,6 +9,8 @@ mod gpu {
     mod elementwise;
     mod embedding;
     mod graphs;
+    mod hopper;
+    mod hopper_wgrad;
     mod linear;
     mod norm;
     mod optim;

@@ -10,7 +10,9 @@ use common::models::{load_random, noise, oblong, random_weights, save, scheduler
 use common::training::{objective, training_steps};
 use warpdiff::backend::gpu::Gpu;
 use warpdiff::backend::gpu::driver::sim::{Options, Sim};
-use warpdiff::backend::gpu::driver::{DeviceLimits, DevicePtr, Driver, DriverError, LoadedKernel, Recording};
+use warpdiff::backend::gpu::driver::{
+    DeviceLimits, DevicePtr, Driver, DriverError, LoadedKernel, Recording, TensorMap, TensorMapSpec,
+};
 use warpdiff::backend::gpu::launch::Launch;
 use warpdiff::backend::{Backend, BackendError, Precision, cpu::Cpu};
 use warpdiff::compare::compare_operations;
@@ -254,6 +256,9 @@ impl Driver for Damaged {
     }
     unsafe fn record(&self, launches: Vec<Launch>) -> Result<Box<dyn Recording>, DriverError> {
         unsafe { self.sim.record(launches) }
+    }
+    fn tensor_map(&self, spec: &TensorMapSpec) -> Result<TensorMap, DriverError> {
+        self.sim.tensor_map(spec)
     }
     fn synchronize(&self) -> Result<(), DriverError> {
         self.sim.synchronize()

@@ -29,6 +29,11 @@ fn refusals_are_errors() {
 }
 
 #[test]
+fn tensor_maps_are_encoded_or_refused() {
+    device::tensor_maps_are_encoded_or_refused(sim().as_ref());
+}
+
+#[test]
 fn times_are_measured() {
     device::times_are_measured(sim().as_ref());
 }

@@ -12,6 +12,7 @@
 #include "device/mma.cuh"
 #include "device/philox.cuh"
 #include "device/reduce.cuh"
+#include "device/ticket.cuh"
 #include "device/tma.cuh"
 #include "device/types.cuh"
 #include "device/vec.cuh"

@@ -16,6 +16,8 @@ namespace sim {
 uint32_t atomic_update_32(uint32_t* p, uint32_t (*update)(uint32_t old, uint32_t value), uint32_t value);
 uint64_t atomic_update_64(uint64_t* p, uint64_t (*update)(uint64_t old, uint64_t value), uint64_t value);
 uint32_t atomic_compare_swap_32(uint32_t* p, uint32_t expected, uint32_t desired);
+// Of device/ticket.cuh; orders what happened before it for the race detector.
+uint32_t draw_ticket(uint32_t* counter);
 
 template <class T, class Update> inline T atomic_update(T* p, Update, T value) {
     static_assert(std::is_integral_v<T> && (sizeof(T) == 4 || sizeof(T) == 8),

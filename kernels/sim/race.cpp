@@ -57,6 +57,7 @@ struct State {
     std::vector<Knowledge> thread;
     Knowledge barrier[16];
     std::map<const uint64_t*, Mbarrier> mbarriers;
+    std::map<const uint32_t*, Knowledge> tickets;
     uint32_t async_clock[ASYNC_AGENTS];
     std::vector<std::deque<uint32_t>> store_groups, wgmma_groups; // by thread: clocks of the groups not yet waited for
     Shadow shadow;
@@ -202,6 +203,7 @@ void begin_block() {
         barrier.assign(state.agents);
     }
     state.mbarriers.clear();
+    state.tickets.clear();
     std::fill(std::begin(state.async_clock), std::end(state.async_clock), 0);
     state.store_groups.assign(threads, {});
     state.wgmma_groups.assign(threads, {});
@@ -277,6 +279,15 @@ void warp_synchronised(uint32_t lanes) {
 
 void mbarrier_release(const uint64_t* barrier) { release_into(mbarrier_at(barrier).knowledge); }
 void mbarrier_acquire(const uint64_t* barrier) { own().join(mbarrier_at(barrier).knowledge); }
+
+void ticket(const uint32_t* counter) {
+    auto [at, fresh] = state.tickets.try_emplace(counter);
+    if (fresh) {
+        at->second.assign(state.agents);
+    }
+    own().join(at->second);
+    release_into(at->second);
+}
 
 void proxy_fence() {
     own().fenced = own().seen;

@@ -35,6 +35,7 @@ SIM_RACE_HOOK(void barrier_complete([[maybe_unused]] int id, [[maybe_unused]] co
 SIM_RACE_HOOK(void warp_synchronised([[maybe_unused]] uint32_t lanes))
 SIM_RACE_HOOK(void mbarrier_release([[maybe_unused]] const uint64_t* barrier))
 SIM_RACE_HOOK(void mbarrier_acquire([[maybe_unused]] const uint64_t* barrier))
+SIM_RACE_HOOK(void ticket([[maybe_unused]] const uint32_t* counter))
 SIM_RACE_HOOK(void proxy_fence())
 SIM_RACE_HOOK(void tma_store_commit())
 SIM_RACE_HOOK(void tma_store_wait([[maybe_unused]] int pending))

@@ -7,8 +7,8 @@ use std::process::ExitCode;
 use anyhow::Result;
 
 use crate::backend::cpu::{Cpu, isa};
-use crate::backend::gpu::driver::DriverError;
 use crate::backend::gpu::driver::cuda::{Cuda, DeviceInfo};
+use crate::backend::gpu::driver::{Driver, DriverError};
 use crate::backend::gpu::kernels;
 use crate::graph::{Region, cost};
 use crate::model::ModelFolder;
@@ -35,13 +35,14 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
     let threads = Cpu::new(None)?.threads();
     let vectors = format!("{:?}", isa()).to_lowercase();
     let gpu = Cuda::probe();
+    let shifted = shifted_operands(&gpu);
     let mut value = serde_json::json!({
         "version": env!("CARGO_PKG_VERSION"),
         "devices": {
             "ref": {"precision": "f64"},
             "cpu": {"precision": "f32", "threads": threads, "vectors": vectors},
             "sim": cfg!(feature = "sim").then(|| serde_json::json!({"precision": ["f32", "bf16"]})),
-            "cuda": cuda_report(&gpu),
+            "cuda": cuda_report(&gpu, shifted),
         },
         "kernel_images": {
             "kernels": kernel_count(),
@@ -56,7 +57,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
         println!("  cpu   f32, {threads} threads, {vectors} kernels");
         let simulator = if cfg!(feature = "sim") { "the CUDA kernels, simulated" } else { "not in this build" };
         println!("  sim   {simulator}");
-        println!("  cuda  {}", cuda_summary(&gpu));
+        println!("  cuda  {}", cuda_summary(&gpu, shifted));
         println!("CUDA kernels: {}", kernel_summary());
     }
     if let Some(path) = &args.model {
@@ -68,8 +69,15 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Whether one box of pixels serves all taps of a filter: found out by opening the device. Nothing where it has no wgmma, or
+/// does not open.
+fn shifted_operands(gpu: &Result<DeviceInfo, DriverError>) -> Option<bool> {
+    gpu.as_ref().ok().filter(|info| info.features().contains(&"wgmma"))?;
+    Some(Cuda::open().ok()?.limits().shifted_operands)
+}
+
 /// The GPU, or what is missing; both, if the kernels do not run on it.
-fn cuda_report(gpu: &Result<DeviceInfo, DriverError>) -> serde_json::Value {
+fn cuda_report(gpu: &Result<DeviceInfo, DriverError>, shifted: Option<bool>) -> serde_json::Value {
     let info = match gpu {
         Ok(info) => info,
         Err(error) => return serde_json::json!({"available": false, "reason": error.to_string()}),
@@ -90,11 +98,12 @@ fn cuda_report(gpu: &Result<DeviceInfo, DriverError>) -> serde_json::Value {
         "cuda": format!("{cuda}.{point}"),
         "driver": info.driver_release,
         "features": info.features(),
+        "shifted_wgmma_operands": shifted,
         "precision": ["f32", "bf16"],
     })
 }
 
-fn cuda_summary(gpu: &Result<DeviceInfo, DriverError>) -> String {
+fn cuda_summary(gpu: &Result<DeviceInfo, DriverError>, shifted: Option<bool>) -> String {
     let info = match gpu {
         Ok(info) => info,
         Err(error) => return format!("not available: {error}"),
@@ -110,6 +119,10 @@ fn cuda_summary(gpu: &Result<DeviceInfo, DriverError>) -> String {
         info.limits.memory_bytes as f64 / f64::from(1 << 30),
         info.features().join(", ")
     );
+    if let Some(shifted) = shifted {
+        let answer = if shifted { "yes" } else { "no" };
+        text += &format!("\n        wgmma operands may start between swizzle rows: {answer}");
+    }
     if let Err(error) = info.check() {
         text += &format!("\n        not available: {error}");
     }

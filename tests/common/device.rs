@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytemuck::{Pod, Zeroable};
 use warpdiff::backend::gpu::Gpu;
-use warpdiff::backend::gpu::driver::{DevicePtr, Driver, DriverError};
+use warpdiff::backend::gpu::driver::{DevicePtr, Driver, DriverError, Swizzle, TensorMapSpec};
 use warpdiff::backend::gpu::launch::{Args, Config, Launch};
 use warpdiff::backend::{Backend, Executable, Precision};
 use warpdiff::graph::{DType, Graph, Op, Plan, ValueId};
@@ -230,4 +230,31 @@ pub fn many_runs_equal_single_runs(driver: &Arc<dyn Driver>) {
         assert_eq!(single, timed, "{precision}");
         assert_eq!(start, run(&|exe| exe.run_many(0).unwrap()));
     }
+}
+
+/// Maps of every element and swizzle are encoded, and those beyond the rules refused in words.
+pub fn tensor_maps_are_encoded_or_refused(driver: &dyn Driver) {
+    let memory = Memory::new(driver, 1 << 14);
+    let swizzles = [Swizzle::None, Swizzle::Bytes32, Swizzle::Bytes64, Swizzle::Bytes128];
+    let mut maps = Vec::new();
+    for element_bytes in [1, 2, 4] {
+        for (i, swizzle) in swizzles.into_iter().enumerate() {
+            // Every other pixel of every other row: strides of no order.
+            let spec = TensorMapSpec {
+                base: memory.at.offset(32),
+                element_bytes,
+                dims: vec![8, 3, 2, 3],
+                strides: vec![64, 320, 800],
+                box_dims: vec![(16 << i.saturating_sub(1)) / element_bytes, 4, 2, 2],
+                swizzle,
+            };
+            maps.push(driver.tensor_map(&spec).unwrap());
+            let wide = TensorMapSpec { box_dims: vec![256 / element_bytes, 1, 1, 1], ..spec.clone() };
+            assert_eq!(driver.tensor_map(&wide).is_ok(), swizzle == Swizzle::None, "{wide:?}");
+            let odd = TensorMapSpec { base: spec.base.offset(8), ..spec };
+            let refusal = driver.tensor_map(&odd).unwrap_err().to_string();
+            assert!(refusal.contains("no multiple of 16"), "{refusal}");
+        }
+    }
+    assert!((1..maps.len()).all(|i| !maps[..i].contains(&maps[i])));
 }

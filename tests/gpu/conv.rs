@@ -4,7 +4,7 @@ use warpdiff::backend::Precision;
 use warpdiff::backend::gpu::Gpu;
 use warpdiff::graph::{ConvGeometry, Epilogue, Op};
 
-use crate::common::gpu::{check, check_families, device};
+use crate::common::gpu::{check_before_hopper, check_families, check_generations, device};
 use crate::common::{Case, Operand, build};
 
 const SAME: ConvGeometry = ConvGeometry::SAME_3X3;
@@ -31,8 +31,8 @@ fn case(name: &str, op: Op, operands: Vec<Vec<usize>>) -> Case {
 
 /// The operation alone in both precisions; gradients are operations of their own here.
 fn both(case: &Case, seed: u64) {
-    check(case, Precision::F32, false, seed);
-    check(case, Precision::Bf16, false, seed);
+    check_generations(case, Precision::F32, seed);
+    check_generations(case, Precision::Bf16, seed);
 }
 
 fn forward(geometry: ConvGeometry, epilogue: Epilogue, [n, h, w, c]: [usize; 4], k: usize) -> Case {
@@ -117,9 +117,9 @@ fn split_depths_match_the_reference() {
 /// Small problems that choose the largest block tile (`tiles::tests::large_tiles_are_tested`).
 #[test]
 fn large_tiles_match_the_reference() {
-    check(&forward(POINTWISE, epilogue(3, 1.0), [35, 16, 16, 32], 256), Precision::Bf16, false, 8);
-    check(&data_gradient(POINTWISE, true, [35, 16, 16, 256], 32), Precision::Bf16, false, 9);
-    check(&weight_gradient(POINTWISE, true, [1, 5, 5, 1280], 1280), Precision::Bf16, false, 10);
+    check_before_hopper(&forward(POINTWISE, epilogue(3, 1.0), [35, 16, 16, 32], 256), Precision::Bf16, 8);
+    check_before_hopper(&data_gradient(POINTWISE, true, [35, 16, 16, 256], 32), Precision::Bf16, 9);
+    check_before_hopper(&weight_gradient(POINTWISE, true, [1, 5, 5, 1280], 1280), Precision::Bf16, 10);
 }
 
 /// The values that belong to one of several images.

@@ -3,7 +3,7 @@
 use warpdiff::backend::Precision;
 use warpdiff::graph::{Epilogue, Op};
 
-use crate::common::gpu::{check, check_families};
+use crate::common::gpu::{check_families, check_generations};
 use crate::common::{Case, Operand};
 
 fn case(name: &str, op: Op, operands: Vec<Vec<usize>>) -> Case {
@@ -13,8 +13,8 @@ fn case(name: &str, op: Op, operands: Vec<Vec<usize>>) -> Case {
 
 /// The operation alone in both precisions; gradients are operations of their own here.
 fn both(case: &Case, seed: u64) {
-    check(case, Precision::F32, false, seed);
-    check(case, Precision::Bf16, false, seed);
+    check_generations(case, Precision::F32, seed);
+    check_generations(case, Precision::Bf16, seed);
 }
 
 /// Forward pass and both gradients in both precisions. `rows` are the dimensions before the channels; `bits` selects what

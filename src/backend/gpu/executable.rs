@@ -9,7 +9,7 @@ use half::bf16;
 use super::backend_error;
 use super::driver::{Driver, DriverError, LoadedKernel, Recording};
 use super::launch::Launch;
-use super::lower::{self, Addresses, Planned};
+use super::lower::{self, Planned};
 use super::memory::DeviceBuffer;
 use super::plan_memory::Memory;
 use crate::backend::{BackendError, Executable, Precision, Store, check_bytes, check_floats, check_length, check_part};
@@ -27,10 +27,14 @@ pub(super) struct GpuExecutable {
 impl GpuExecutable {
     pub fn new(driver: &Arc<dyn Driver>, plan: Plan) -> Result<Self, BackendError> {
         let fail = |e| backend_error(driver.name(), e);
-        let measured = lower::lower(&plan, driver.limits(), Addresses::provisional())?;
-        let memory = Memory::new(driver, &plan, measured.scratch_bytes, &measured.constants)?;
-        let lowered = lower::lower(&plan, driver.limits(), memory.addresses())?;
-        debug_assert_eq!(lowered.scratch_bytes, measured.scratch_bytes, "lowering depends on addresses");
+        let measured = lower::measure(&plan, driver.limits())?;
+        let memory = Memory::new(driver, &plan, &measured)?;
+        let lowered = lower::lower(&plan, driver.as_ref(), memory.addresses())?;
+        debug_assert_eq!(
+            (lowered.scratch_bytes, lowered.counter_bytes),
+            (measured.scratch_bytes, measured.counter_bytes),
+            "lowering depends on addresses"
+        );
         let launches = load(driver.as_ref(), lowered.launches).map_err(fail)?;
         // SAFETY: the launchers address values, workspaces and constants of this plan, whose memory lives as long as the
         // recording; argument lengths were checked against the kernels.

@@ -3,6 +3,7 @@
 //! Compiling a plan turns each node into [`launch::Launch`]es with final addresses; running it replays their
 //! recording. Nothing is allocated or decided between two runs.
 
+pub mod choice;
 pub mod driver;
 mod executable;
 pub mod kernels;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::backend_error;
 use super::driver::{Driver, DriverError};
-use super::lower::Addresses;
+use super::lower::{Addresses, Lowered};
 use super::memory::DeviceBuffer;
 use crate::backend::{BackendError, Precision, Store};
 use crate::graph::{Op, Plan, Region, Source};
@@ -24,24 +24,26 @@ pub(super) struct Memory {
     pub mirror: DeviceBuffer,
     scratch: DeviceBuffer,
     constants: DeviceBuffer,
+    /// Tickets, which every launch leaves at zero.
+    counters: DeviceBuffer,
 }
 
 impl Memory {
-    /// Allocates everything that a plan needs, with `scratch` bytes of workspace.
+    /// Allocates everything that a plan needs, with the workspace, constants and tickets of its launches.
     ///
     /// # Errors
     /// [`BackendError::DeviceMemory`] with the batch that would fit, or what the device says.
-    pub fn new(driver: &Arc<dyn Driver>, plan: &Plan, scratch: usize, constants: &[u8]) -> Result<Self, BackendError> {
+    pub fn new(driver: &Arc<dyn Driver>, plan: &Plan, measured: &Lowered) -> Result<Self, BackendError> {
         let taken = Cell::new(0);
         let filled = |bytes: usize, value| {
             let buffer = DeviceBuffer::filled(driver, bytes, value)?;
             taken.set(taken.get() + bytes);
             Ok(buffer)
         };
-        let allocated = Self::allocate(filled, plan, scratch, constants);
+        let allocated = Self::allocate(filled, plan, measured);
         allocated.map_err(|error| match error {
             DriverError::OutOfMemory { asked, free } => {
-                let batch = fitting_batch(plan, scratch, free + taken.get());
+                let batch = fitting_batch(plan, measured.scratch_bytes, free + taken.get());
                 BackendError::DeviceMemory { asked, free, batch }
             }
             other => backend_error(driver.name(), other),
@@ -51,8 +53,7 @@ impl Memory {
     fn allocate(
         filled: impl Fn(usize, u8) -> Result<DeviceBuffer, DriverError>,
         plan: &Plan,
-        scratch: usize,
-        constants: &[u8],
+        measured: &Lowered,
     ) -> Result<Self, DriverError> {
         let params = plan.region_bytes(Region::Params);
         let moment = if optimises(plan) { params } else { 0 };
@@ -63,10 +64,11 @@ impl Memory {
             grads: zeroed(plan.region_bytes(Region::Grads))?,
             mirror: zeroed(mirror_bytes(plan))?,
             arena: filled(plan.region_bytes(Region::Arena), POISON)?,
-            scratch: filled(scratch, POISON)?,
-            constants: zeroed(constants.len())?,
+            scratch: filled(measured.scratch_bytes, POISON)?,
+            constants: zeroed(measured.constants.len())?,
+            counters: zeroed(measured.counter_bytes)?,
         };
-        memory.constants.write(0, constants)?;
+        memory.constants.write(0, &measured.constants)?;
         Ok(memory)
     }
 
@@ -80,12 +82,14 @@ impl Memory {
             mirror: self.mirror.ptr(),
             scratch: self.scratch.ptr(),
             constants: self.constants.ptr(),
+            counters: self.counters.ptr(),
         }
     }
 
     /// All buffers.
     pub fn buffers(&self) -> impl Iterator<Item = &DeviceBuffer> {
-        let single = [&self.persistent, &self.arena, &self.grads, &self.mirror, &self.scratch, &self.constants];
+        let Self { persistent, arena, grads, mirror, scratch, constants, counters, .. } = self;
+        let single = [persistent, arena, grads, mirror, scratch, constants, counters];
         single.into_iter().chain(&self.stores)
     }
 

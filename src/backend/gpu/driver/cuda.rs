@@ -13,21 +13,28 @@ mod graph;
 mod modules;
 mod probe;
 mod staging;
+mod tensor_map;
 
 use std::ffi::c_void;
 use std::ptr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use cudarc::driver::{result, sys};
 
-use super::{DeviceLimits, DevicePtr, Driver, DriverError, KernelId, LoadedKernel, Recording};
+use super::{
+    DeviceLimits, DevicePtr, Driver, DriverError, KernelId, LoadedKernel, Recording, TensorMap, TensorMapSpec,
+    shifted_operands,
+};
 use crate::backend::gpu::launch::Launch;
 use api::{Context, Event, Stream, checked, reason};
 use modules::{Function, Modules};
 use staging::Staging;
 
 pub use probe::DeviceInfo;
+
+/// The only chips that run machine code for `sm_90a`.
+const HOPPER: (u32, u32) = (9, 0);
 
 /// A GPU.
 pub struct Cuda {
@@ -40,7 +47,10 @@ struct Inner {
     modules: Modules,
     stream: Stream,
     context: Context,
-    limits: DeviceLimits,
+    /// As the driver tells them.
+    told: DeviceLimits,
+    /// With what was found out by trying.
+    limits: OnceLock<DeviceLimits>,
     /// Wait after each launch.
     synchronous: bool,
 }
@@ -79,7 +89,8 @@ impl Cuda {
             modules: Modules::new(&found.info),
             stream: Stream::new()?,
             context,
-            limits: found.info.limits,
+            told: found.info.limits,
+            limits: OnceLock::new(),
             synchronous,
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -200,7 +211,12 @@ impl Driver for Cuda {
     }
 
     fn limits(&self) -> &DeviceLimits {
-        &self.inner.limits
+        self.inner.limits.get_or_init(|| {
+            let told = &self.inner.told;
+            // A device that cannot run the probe does without: kernels for it take the other way.
+            let shifted_operands = told.compute_capability == HOPPER && shifted_operands::probe(self).unwrap_or(false);
+            DeviceLimits { shifted_operands, ..told.clone() }
+        })
     }
 
     fn load(&self, kernel: &str) -> Result<LoadedKernel, DriverError> {
@@ -261,6 +277,12 @@ impl Driver for Cuda {
         }
         // SAFETY: the caller's, for every replay.
         Ok(Box::new(unsafe { graph::Replay::capture(&self.inner, &launches)? }))
+    }
+
+    fn tensor_map(&self, spec: &TensorMapSpec) -> Result<TensorMap, DriverError> {
+        spec.check()?;
+        self.inner.bind()?;
+        tensor_map::encode(spec)
     }
 
     fn synchronize(&self) -> Result<(), DriverError> {

@@ -3,8 +3,10 @@
 //! Launch code, plans and loops know only this trait. [`cuda`] drives a GPU, `sim` runs the kernels on the CPU.
 
 pub mod cuda;
+mod shifted_operands;
 #[cfg(feature = "sim")]
 pub mod sim;
+mod tensor_map;
 
 use std::time::{Duration, Instant};
 
@@ -12,6 +14,8 @@ use bytemuck::{Pod, Zeroable};
 use thiserror::Error;
 
 use super::launch::Launch;
+
+pub use tensor_map::{Swizzle, TensorMap, TensorMapSpec};
 
 /// An address in device memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
@@ -41,6 +45,9 @@ pub struct DeviceLimits {
     pub shared_bytes: u32,
     /// Bytes of device memory.
     pub memory_bytes: usize,
+    /// Whether a wgmma operand in shared memory may begin between the 1024-byte blocks of its swizzle, and its groups of
+    /// eight rows may lie at any multiple of 128 bytes: then one box of pixels serves all taps of a filter.
+    pub shifted_operands: bool,
 }
 
 /// A kernel that a driver has loaded.
@@ -161,6 +168,12 @@ pub trait Driver: Send + Sync {
     /// # Errors
     /// What the device says.
     unsafe fn record(&self, launches: Vec<Launch>) -> Result<Box<dyn Recording>, DriverError>;
+
+    /// Encodes a tensor map for the arguments of launches.
+    ///
+    /// # Errors
+    /// The broken rule ([`TensorMapSpec::check`]), or what the device says.
+    fn tensor_map(&self, spec: &TensorMapSpec) -> Result<TensorMap, DriverError>;
 
     /// Waits for all work.
     ///

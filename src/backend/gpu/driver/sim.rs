@@ -7,7 +7,9 @@ mod library;
 
 use std::ffi::CString;
 
-use super::{DeviceLimits, DevicePtr, Driver, DriverError, KernelId, LoadedKernel, Recording};
+use super::{
+    DeviceLimits, DevicePtr, Driver, DriverError, KernelId, LoadedKernel, Recording, Swizzle, TensorMap, TensorMapSpec,
+};
 use crate::backend::gpu::launch::Launch;
 
 pub use library::Variant;
@@ -38,7 +40,7 @@ pub enum Async {
 }
 
 /// How the simulator runs.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// Order of threads.
     pub schedule: Schedule,
@@ -48,6 +50,27 @@ pub struct Options {
     pub seed: u64,
     /// CPU threads; 0: as many as there are cores.
     pub threads: u16,
+    /// Compute capability that the device claims, (8, 0) or (9, 0): kernels of earlier chips run where it is older.
+    pub capability: (u32, u32),
+    /// Whether it says that wgmma operands may begin anywhere in a swizzle; only from capability (9, 0) on.
+    pub shifted_operands: bool,
+    /// How many multiprocessors it says it has.
+    pub multiprocessors: u32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            schedule: Schedule::default(),
+            asynchronous: Async::default(),
+            seed: 0,
+            threads: 0,
+            capability: (9, 0),
+            shifted_operands: true,
+            // As an H200, so that launches are configured as they are there.
+            multiprocessors: 132,
+        }
+    }
 }
 
 /// The simulated device.
@@ -80,11 +103,11 @@ impl Sim {
         };
         let limits = DeviceLimits {
             name: "simulator".into(),
-            compute_capability: (9, 0),
-            // As an H200, so that launches are configured as they are there.
-            multiprocessors: 132,
+            compute_capability: o.capability,
+            multiprocessors: o.multiprocessors,
             shared_bytes: 227 << 10,
             memory_bytes: 1 << 40,
+            shifted_operands: o.shifted_operands && o.capability >= (9, 0),
         };
         Self { library, config, limits }
     }
@@ -172,6 +195,45 @@ impl Driver for Sim {
 
     unsafe fn record(&self, launches: Vec<Launch>) -> Result<Box<dyn Recording>, DriverError> {
         Ok(Box::new(List { library: self.library.clone(), config: self.config, launches }))
+    }
+
+    fn tensor_map(&self, spec: &TensorMapSpec) -> Result<TensorMap, DriverError> {
+        spec.check()?;
+        // By CUtensorMapDataType: u8, bf16, f32.
+        let data_type = match spec.element_bytes {
+            1 => 0,
+            2 => 9,
+            _ => 7,
+        };
+        let swizzle = match spec.swizzle {
+            Swizzle::None => 0,
+            Swizzle::Bytes32 => 1,
+            Swizzle::Bytes64 => 2,
+            Swizzle::Bytes128 => 3,
+        };
+        let mut map = TensorMap([0; 16]);
+        // SAFETY: the arrays have as many elements as the rank says (`check`), and the map is 128 bytes aligned to 64. The
+        // address is not followed.
+        let code = unsafe {
+            (self.library.tensor_map_tiled)(
+                (&raw mut map).cast(),
+                data_type,
+                spec.dims.len() as u32,
+                spec.base.0 as *mut _,
+                spec.dims.as_ptr(),
+                spec.strides.as_ptr(),
+                spec.box_dims.as_ptr(),
+                [1; 5].as_ptr(),
+                0,
+                swizzle,
+                0,
+                0,
+            )
+        };
+        if code == 0 {
+            return Ok(map);
+        }
+        Err(DriverError::Call { call: "tensor map", reason: self.library.last_error() })
     }
 
     fn synchronize(&self) -> Result<(), DriverError> {

@@ -225,6 +225,7 @@ mod tests {
             multiprocessors,
             shared_bytes,
             memory_bytes: 1 << 30,
+            shifted_operands: false,
         }
     }
 

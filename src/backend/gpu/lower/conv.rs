@@ -3,7 +3,10 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::Lowering;
-use super::tiles::{Choice, ImageProduct, PixelProduct, choose, choose_wgrad};
+use super::hopper::image;
+use super::hopper::wgrad::{self, Sums, Wgrad};
+use crate::backend::gpu::choice::Pass;
+use crate::backend::gpu::choice::mma::{Choice, ImageProduct, PixelProduct, choose, choose_wgrad};
 use crate::backend::gpu::driver::DevicePtr;
 use crate::backend::{BackendError, Precision};
 use crate::graph::{ConvGeometry, Epilogue, Node, Op, Shape};
@@ -99,10 +102,10 @@ const FINISH_BLOCK: u32 = 256;
 /// Images of one batch: `[images, height, width, channels]`. A linear layer's rows are images one pixel wide.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Images {
-    count: usize,
-    height: usize,
-    width: usize,
-    channels: usize,
+    pub(super) count: usize,
+    pub(super) height: usize,
+    pub(super) width: usize,
+    pub(super) channels: usize,
 }
 
 impl Images {
@@ -117,7 +120,12 @@ impl Images {
         Self { count: shape.batch(), height: shape.pixels(), width: 1, channels: shape.channels() }
     }
 
-    fn pixels(&self) -> usize {
+    /// All pixels of the batch as one line.
+    pub(super) fn as_line(&self) -> Self {
+        Self { count: 1, height: 1, width: self.pixels(), channels: self.channels }
+    }
+
+    pub(super) fn pixels(&self) -> usize {
         self.count * self.height * self.width
     }
 }
@@ -125,10 +133,10 @@ impl Images {
 /// What is done to the product before it is stored.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Fused {
-    bias: DevicePtr,
-    per_image: DevicePtr,
-    residual: DevicePtr,
-    scale: f32,
+    pub(super) bias: DevicePtr,
+    pub(super) per_image: DevicePtr,
+    pub(super) residual: DevicePtr,
+    pub(super) scale: f32,
 }
 
 impl Fused {
@@ -188,7 +196,7 @@ pub(super) fn fprop(
         vector: x.channels.is_multiple_of(chunk(ctx)),
         narrow: true,
     };
-    launch(ctx, "fprop", geometry, x, y, fused, node, &product)
+    launch(ctx, Pass::Fprop, geometry, x, y, fused, node, &product)
 }
 
 /// `dx = dy * transpose(w) + residual`; the node's operands are dy and w.
@@ -214,14 +222,15 @@ pub(super) fn dgrad(
         vector: dy.channels.is_multiple_of(chunk) && dx.channels.is_multiple_of(chunk),
         narrow: false,
     };
-    launch(ctx, "dgrad", geometry, dy, dx, fused, node, &product)
+    launch(ctx, Pass::Dgrad, geometry, dy, dx, fused, node, &product)
 }
 
-/// Launches forward pass or data gradient, and the second launch that adds split depths.
+/// Launches forward pass or data gradient: a kernel of Hopper where one takes it, else one of mma.sync and, where the depth
+/// is split, the launch that adds the parts.
 #[expect(clippy::too_many_arguments, reason = "the two callers pass their whole problem")]
 fn launch(
     ctx: &mut Lowering,
-    pass: &str,
+    pass: Pass,
     geometry: &ConvGeometry,
     source: Images,
     out: Images,
@@ -230,6 +239,10 @@ fn launch(
     product: &ImageProduct,
 ) -> Result<(), BackendError> {
     check_pixels(node, &[source, out])?;
+    let on_hopper = image::ImageProduct::new(pass, geometry, source, ctx.ptr(node.inputs[0]), out);
+    if image::launch(ctx, &on_hopper, fused, node)? {
+        return Ok(());
+    }
     let choice = choose(product);
     let epilogue = EpilogueArgs {
         out: ctx.ptr(node.outputs[0]),
@@ -263,7 +276,7 @@ fn launch(
         segment_steps: int(choice.steps)?,
     };
     let grid = [blocks(choice.tiles)?, 1, blocks(product.phases * choice.splits)?];
-    launch_tile(ctx, pass, &choice, grid, &args);
+    launch_tile(ctx, pass.name(), &choice, grid, &args);
     if split {
         let finish =
             FinishArgs { partial, epilogue, pixels: out.pixels() as i64, splits: int(choice.splits)?, padding: 0 };
@@ -293,40 +306,47 @@ pub(super) fn wgrad(
         vector_x: x.channels.is_multiple_of(chunk),
     };
     let choice = choose_wgrad(&product);
+    let on_hopper = Wgrad::new(ctx, geometry, dy, x);
+    let splits = on_hopper.as_ref().map_or(choice.splits, Wgrad::splits);
     let (dw, db) = (ctx.ptr(node.outputs[0]), ctx.optional_ptr(&node.outputs, 1));
     let dw_elements = product.rows * product.columns;
     let db_elements = if db == DevicePtr::NULL { 0 } else { product.rows };
     // Every split's dw begins on 16 bytes, as the vector stores need it.
     let split_elements = (dw_elements + db_elements).next_multiple_of(4);
-    let split = choice.splits > 1;
+    let split = splits > 1;
     let (first_dw, first_db) = if split {
-        let partial = ctx.scratch(4 * choice.splits * split_elements);
+        let partial = ctx.scratch(4 * splits * split_elements);
         (partial, if db_elements > 0 { partial.offset(4 * dw_elements) } else { DevicePtr::NULL })
     } else {
         (dw, db)
     };
-    let args = WgradArgs {
-        dy: ctx.ptr(node.inputs[0]),
-        x: ctx.ptr(node.inputs[1]),
-        dw: first_dw,
-        db: first_db,
-        split_elements: split_elements as i64,
-        images: int(x.count)?,
-        x_h: int(x.height)?,
-        x_w: int(x.width)?,
-        x_channels: int(x.channels)?,
-        dy_h: int(dy.height)?,
-        dy_w: int(dy.width)?,
-        dy_channels: int(dy.channels)?,
-        kernel_h: int(geometry.kernel.0)?,
-        kernel_w: int(geometry.kernel.1)?,
-        stride: int(geometry.stride)?,
-        pad_top: int(geometry.padding.0)?,
-        pad_left: int(geometry.padding.1)?,
-        split_steps: int(choice.steps)?,
-        padding: 0,
-    };
-    launch_tile(ctx, "wgrad", &choice, [blocks(choice.tiles)?, blocks(choice.splits)?, 1], &args);
+    let operands = (ctx.ptr(node.inputs[0]), ctx.ptr(node.inputs[1]));
+    if let Some(on_hopper) = on_hopper {
+        wgrad::launch(ctx, &on_hopper, operands, Sums { dw: first_dw, db: first_db, split_elements })?;
+    } else {
+        let args = WgradArgs {
+            dy: operands.0,
+            x: operands.1,
+            dw: first_dw,
+            db: first_db,
+            split_elements: split_elements as i64,
+            images: int(x.count)?,
+            x_h: int(x.height)?,
+            x_w: int(x.width)?,
+            x_channels: int(x.channels)?,
+            dy_h: int(dy.height)?,
+            dy_w: int(dy.width)?,
+            dy_channels: int(dy.channels)?,
+            kernel_h: int(geometry.kernel.0)?,
+            kernel_w: int(geometry.kernel.1)?,
+            stride: int(geometry.stride)?,
+            pad_top: int(geometry.padding.0)?,
+            pad_left: int(geometry.padding.1)?,
+            split_steps: int(choice.steps)?,
+            padding: 0,
+        };
+        launch_tile(ctx, "wgrad", &choice, [blocks(choice.tiles)?, blocks(choice.splits)?, 1], &args);
+    }
     if split {
         let sum = SumSplitsArgs {
             partial: first_dw,
@@ -335,7 +355,7 @@ pub(super) fn wgrad(
             dw_elements: dw_elements as i64,
             db_elements: db_elements as i64,
             split_elements: split_elements as i64,
-            splits: choice.splits as i64,
+            splits: splits as i64,
         };
         let grid = [blocks((dw_elements + db_elements).div_ceil(FINISH_BLOCK as usize))?, 1, 1];
         ctx.launch("conv_wgrad_sum_splits_f32", grid, FINISH_BLOCK, 0, &sum);
@@ -369,11 +389,11 @@ fn check_pixels(node: &Node, images: &[Images]) -> Result<(), BackendError> {
     }
 }
 
-fn int(value: usize) -> Result<i32, BackendError> {
+pub(super) fn int(value: usize) -> Result<i32, BackendError> {
     i32::try_from(value).map_err(|_| refuse(format!("a convolution's dimension is {value}, at most {}", i32::MAX)))
 }
 
-fn blocks(count: usize) -> Result<u32, BackendError> {
+pub(super) fn blocks(count: usize) -> Result<u32, BackendError> {
     u32::try_from(count).map_err(|_| refuse(format!("a convolution needs {count} blocks; take a smaller batch")))
 }
 

@@ -6,16 +6,17 @@ mod diffusion;
 mod elementwise;
 mod embedding;
 mod fast_divide;
+mod hopper;
 mod image;
 mod linear;
 mod norm;
 mod optim;
 mod sampling;
-mod tiles;
 
 use bytemuck::Pod;
 
-use super::driver::{DeviceLimits, DevicePtr};
+use super::backend_error;
+use super::driver::{DeviceLimits, DevicePtr, Driver, TensorMap, TensorMapSpec};
 use super::launch::{Args, Config};
 use crate::backend::{BackendError, Precision, Store};
 use crate::graph::plan::ALIGN;
@@ -38,13 +39,24 @@ pub(super) struct Addresses {
     pub scratch: DevicePtr,
     /// Tables that never change.
     pub constants: DevicePtr,
+    /// Tickets of kernels whose blocks meet, zero between launches.
+    pub counters: DevicePtr,
 }
 
 impl Addresses {
     /// Addresses to measure with: nothing runs on them.
-    pub fn provisional() -> Self {
+    fn provisional() -> Self {
         let at = DevicePtr(1 << 40);
-        Self { persistent: at, arena: at, grads: at, stores: [at; 4], mirror: at, scratch: at, constants: at }
+        Self {
+            persistent: at,
+            arena: at,
+            grads: at,
+            stores: [at; 4],
+            mirror: at,
+            scratch: at,
+            constants: at,
+            counters: at,
+        }
     }
 }
 
@@ -66,16 +78,35 @@ pub(super) struct Lowered {
     pub launches: Vec<Planned>,
     /// Bytes of workspace that the neediest node takes.
     pub scratch_bytes: usize,
+    /// Bytes of tickets of all nodes.
+    pub counter_bytes: usize,
     /// Content of the constants.
     pub constants: Vec<u8>,
+}
+
+/// The launches of a plan with addresses that stand for none: only their number and sizes mean something.
+///
+/// # Errors
+/// [`BackendError::Device`] for an operation that has no kernel.
+pub(super) fn measure(plan: &Plan, limits: &DeviceLimits) -> Result<Lowered, BackendError> {
+    lower_on(plan, limits, Addresses::provisional(), None)
 }
 
 /// Turns every node of the plan into launches.
 ///
 /// # Errors
-/// [`BackendError::Device`] for an operation that has no kernel.
-pub(super) fn lower(plan: &Plan, limits: &DeviceLimits, addresses: Addresses) -> Result<Lowered, BackendError> {
-    let mut ctx = Lowering { plan, limits, addresses, scratch_used: 0, lowered: Lowered::default() };
+/// [`BackendError::Device`] for an operation that has no kernel, or a tensor map that the device refuses.
+pub(super) fn lower(plan: &Plan, driver: &dyn Driver, addresses: Addresses) -> Result<Lowered, BackendError> {
+    lower_on(plan, driver.limits(), addresses, Some(driver))
+}
+
+fn lower_on(
+    plan: &Plan,
+    limits: &DeviceLimits,
+    addresses: Addresses,
+    encoder: Option<&dyn Driver>,
+) -> Result<Lowered, BackendError> {
+    let mut ctx = Lowering { plan, limits, addresses, encoder, scratch_used: 0, lowered: Lowered::default() };
     for node in plan.graph().nodes() {
         ctx.scratch_used = 0;
         dispatch(&mut ctx, node)?;
@@ -122,6 +153,8 @@ pub(super) struct Lowering<'a> {
     plan: &'a Plan,
     limits: &'a DeviceLimits,
     addresses: Addresses,
+    /// Encodes tensor maps; none while measuring.
+    encoder: Option<&'a dyn Driver>,
     scratch_used: usize,
     lowered: Lowered,
 }
@@ -211,6 +244,27 @@ impl Lowering<'_> {
         at
     }
 
+    /// `count` tickets (u32) of this node's own. They are zero when its launches begin, and its kernels leave them at zero.
+    pub fn counters(&mut self, count: usize) -> DevicePtr {
+        let at = self.addresses.counters.offset(self.lowered.counter_bytes);
+        self.lowered.counter_bytes += (count * size_of::<u32>()).next_multiple_of(ALIGN);
+        at
+    }
+
+    /// The encoded form of a tensor map, for the arguments of a launch; zeros while the plan is measured.
+    ///
+    /// # Errors
+    /// [`BackendError::Device`] with the rule that the map breaks.
+    pub fn tensor_map(&self, spec: &TensorMapSpec) -> Result<TensorMap, BackendError> {
+        match self.encoder {
+            Some(driver) => driver.tensor_map(spec).map_err(|e| backend_error(driver.name(), e)),
+            None => {
+                spec.check().map_err(|e| backend_error("gpu", e))?;
+                Ok(TensorMap([0; 16]))
+            }
+        }
+    }
+
     /// All gradients of parameters: address and length in bytes. Gaps between them hold zeros.
     pub fn grads(&self) -> (DevicePtr, usize) {
         (self.addresses.grads, self.plan.region_bytes(Region::Grads))
@@ -236,5 +290,56 @@ impl Lowering<'_> {
         let config = Config { grid, block, cluster: 1, shared };
         let planned = Planned { kernel: kernel.to_string(), config, args: Args::new(args) };
         self.lowered.launches.push(planned);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::gpu::driver::Swizzle;
+
+    fn limits() -> DeviceLimits {
+        DeviceLimits {
+            name: "test".into(),
+            compute_capability: (9, 0),
+            multiprocessors: 132,
+            shared_bytes: 227 << 10,
+            memory_bytes: 1 << 40,
+            shifted_operands: true,
+        }
+    }
+
+    fn measuring<'a>(plan: &'a Plan, limits: &'a DeviceLimits) -> Lowering<'a> {
+        let addresses = Addresses::provisional();
+        Lowering { plan, limits, addresses, encoder: None, scratch_used: 0, lowered: Lowered::default() }
+    }
+
+    #[test]
+    fn tickets_belong_to_one_node() {
+        let (plan, limits) = (Plan::new(Graph::new()), limits());
+        let mut ctx = measuring(&plan, &limits);
+        let (a, b) = (ctx.counters(3), ctx.counters(100));
+        assert!(b.0 >= a.0 + 3 * 4 && b.0.is_multiple_of(4));
+        assert!(ctx.lowered.counter_bytes as u64 >= b.0 - a.0 + 400);
+        // Workspace is handed out again for the next node, tickets are not.
+        ctx.scratch_used = 0;
+        assert!(ctx.counters(1).0 >= b.0 + 400);
+    }
+
+    #[test]
+    fn measuring_checks_tensor_maps_and_encodes_none() {
+        let (plan, limits) = (Plan::new(Graph::new()), limits());
+        let ctx = measuring(&plan, &limits);
+        let spec = TensorMapSpec {
+            base: ctx.addresses.arena,
+            element_bytes: 2,
+            dims: vec![64, 8],
+            strides: vec![128],
+            box_dims: vec![64, 8],
+            swizzle: Swizzle::Bytes128,
+        };
+        assert_eq!(ctx.tensor_map(&spec).unwrap(), TensorMap([0; 16]));
+        let error = ctx.tensor_map(&TensorMapSpec { strides: vec![100], ..spec }).unwrap_err().to_string();
+        assert!(error.contains("a stride of 100 bytes"), "{error}");
     }
 }

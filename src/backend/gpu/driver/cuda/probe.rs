@@ -140,6 +140,7 @@ fn describe(device: sys::CUdevice, driver_version: (u32, u32)) -> Result<DeviceI
         shared_bytes: attribute(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
         // SAFETY: the device exists.
         memory_bytes: checked("cuDeviceTotalMem", unsafe { result::device::total_mem(device) })?,
+        shifted_operands: false,
     };
     Ok(DeviceInfo {
         limits,
@@ -163,6 +164,7 @@ mod tests {
                 multiprocessors: 40,
                 shared_bytes: 64 << 10,
                 memory_bytes: 15 << 30,
+                shifted_operands: false,
             },
             driver_version: (13, 0),
             driver_release: None,

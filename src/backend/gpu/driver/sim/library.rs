@@ -28,6 +28,21 @@ pub enum Variant {
 type LaunchFn =
     unsafe extern "C" fn(i32, *const u32, *const u32, *const u32, u32, *const c_void, usize, *const Config) -> i32;
 
+type TensorMapFn = unsafe extern "C" fn(
+    *mut c_void,
+    i32,
+    u32,
+    *mut c_void,
+    *const u64,
+    *const u64,
+    *const u32,
+    *const u32,
+    i32,
+    i32,
+    i32,
+    i32,
+) -> i32;
+
 unsafe extern "C" {
     fn sim_launch(
         kernel: i32,
@@ -42,6 +57,20 @@ unsafe extern "C" {
     fn sim_find_kernel(name: *const c_char) -> i32;
     fn sim_kernel_args_bytes(kernel: i32) -> u32;
     fn sim_last_error(out: *mut c_char, len: usize) -> usize;
+    fn sim_tensor_map_tiled(
+        map: *mut c_void,
+        data_type: i32,
+        rank: u32,
+        address: *mut c_void,
+        dimensions: *const u64,
+        strides: *const u64,
+        box_dims: *const u32,
+        element_strides: *const u32,
+        interleave: i32,
+        swizzle: i32,
+        l2_promotion: i32,
+        oob_fill: i32,
+    ) -> i32;
     fn sim_malloc(bytes: usize) -> *mut c_void;
     fn sim_free(pointer: *mut c_void, bytes: usize);
 }
@@ -52,6 +81,7 @@ pub(super) struct Library {
     pub launch: LaunchFn,
     pub find_kernel: unsafe extern "C" fn(*const c_char) -> i32,
     pub kernel_args_bytes: unsafe extern "C" fn(i32) -> u32,
+    pub tensor_map_tiled: TensorMapFn,
     pub malloc: unsafe extern "C" fn(usize) -> *mut c_void,
     pub free: unsafe extern "C" fn(*mut c_void, usize),
     last_error: unsafe extern "C" fn(*mut c_char, usize) -> usize,
@@ -67,6 +97,7 @@ impl Library {
             launch: sim_launch,
             find_kernel: sim_find_kernel,
             kernel_args_bytes: sim_kernel_args_bytes,
+            tensor_map_tiled: sim_tensor_map_tiled,
             malloc: sim_malloc,
             free: sim_free,
             last_error: sim_last_error,
@@ -91,6 +122,7 @@ impl Library {
                 launch: *loaded.get(b"sim_launch\0").map_err(unavailable)?,
                 find_kernel: *loaded.get(b"sim_find_kernel\0").map_err(unavailable)?,
                 kernel_args_bytes: *loaded.get(b"sim_kernel_args_bytes\0").map_err(unavailable)?,
+                tensor_map_tiled: *loaded.get(b"sim_tensor_map_tiled\0").map_err(unavailable)?,
                 malloc: *loaded.get(b"sim_malloc\0").map_err(unavailable)?,
                 free: *loaded.get(b"sim_free\0").map_err(unavailable)?,
                 last_error: *loaded.get(b"sim_last_error\0").map_err(unavailable)?,

@@ -9,7 +9,7 @@ use std::fmt;
 
 /// The block tiles of `kernels/conv/shapes.cuh`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Tile {
+pub enum Tile {
     /// 128x128, 256 threads, bf16.
     Large,
     /// 128x64, 256 threads, bf16.
@@ -24,7 +24,7 @@ pub(super) enum Tile {
 
 impl Tile {
     /// Rows and columns of the result that a block computes.
-    pub(super) fn size(self) -> (usize, usize) {
+    pub fn size(self) -> (usize, usize) {
         match self {
             Tile::Large => (128, 128),
             Tile::Medium => (128, 64),
@@ -34,12 +34,12 @@ impl Tile {
     }
 
     /// Depth of one pipeline step.
-    pub(super) fn depth(self) -> usize {
+    pub fn depth(self) -> usize {
         if self == Tile::Float { 16 } else { 32 }
     }
 
     /// Threads of a block.
-    pub(super) fn threads(self) -> u32 {
+    pub fn threads(self) -> u32 {
         match self {
             Tile::Large | Tile::Medium => 256,
             Tile::Small | Tile::Narrow | Tile::Float => 128,
@@ -47,7 +47,7 @@ impl Tile {
     }
 
     /// Dynamic shared memory: four stages of both operands, or the staged f32 result with its padding, whichever is larger.
-    pub(super) fn shared_bytes(self) -> u32 {
+    pub fn shared_bytes(self) -> u32 {
         let (rows, columns) = self.size();
         let element = if self == Tile::Float { 4 } else { 2 };
         let pipeline = 4 * (rows + columns) * self.depth() * element;
@@ -109,36 +109,36 @@ const MOST_SEGMENTS: usize = 16;
 
 /// The rows of `images` images, each computed alone, against one filter: forward pass or data gradient.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct ImageProduct {
+pub struct ImageProduct {
     /// N.
-    pub(super) images: usize,
+    pub images: usize,
     /// Output pixels of an image in one phase (its longest).
-    pub(super) pixels: usize,
+    pub pixels: usize,
     /// Phases of a strided data gradient, else 1.
-    pub(super) phases: usize,
+    pub phases: usize,
     /// Output channels.
-    pub(super) columns: usize,
+    pub columns: usize,
     /// Taps times source channels, of the longest phase.
-    pub(super) depth: usize,
+    pub depth: usize,
     /// bf16 rather than f32.
-    pub(super) bf16: bool,
+    pub bf16: bool,
     /// All channels are multiples of 16 bytes.
-    pub(super) vector: bool,
+    pub vector: bool,
     /// A variant with few columns exists.
-    pub(super) narrow: bool,
+    pub narrow: bool,
 }
 
 /// How the depth is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Segments {
+pub struct Segments {
     /// Number of segments.
-    pub(super) count: usize,
+    pub count: usize,
     /// Pipeline steps of each; the last may have fewer.
-    pub(super) steps: usize,
+    pub steps: usize,
 }
 
 /// Cuts the depth of one image's product so that a single image keeps the GPU busy. Independent of the batch.
-pub(super) fn segments(p: &ImageProduct) -> Segments {
+pub fn segments(p: &ImageProduct) -> Segments {
     let step = if p.bf16 { Tile::Small.depth() } else { Tile::Float.depth() };
     let steps = p.depth.div_ceil(step).max(1);
     let tiles = p.pixels.div_ceil(64) * p.columns.div_ceil(64) * p.phases;
@@ -150,17 +150,17 @@ pub(super) fn segments(p: &ImageProduct) -> Segments {
 
 /// A launch of one of the kernels, and why it was chosen.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Choice {
+pub struct Choice {
     /// The block tile.
-    pub(super) tile: Tile,
+    pub tile: Tile,
     /// The variant in the kernel's name.
-    pub(super) variant: &'static str,
+    pub variant: &'static str,
     /// Tiles of the result, rows times columns.
-    pub(super) tiles: usize,
+    pub tiles: usize,
     /// Parts of the depth that go to blocks of their own; 1: no second launch.
-    pub(super) splits: usize,
+    pub splits: usize,
     /// Pipeline steps of a segment (forward, data gradient) or a split (weight gradient).
-    pub(super) steps: usize,
+    pub steps: usize,
     /// Predicted cycles, for comparison only.
     cost: f64,
     /// The candidate that came second.
@@ -183,7 +183,7 @@ impl fmt::Display for Choice {
 }
 
 /// Chooses tile and way of launching for a forward pass or a data gradient.
-pub(super) fn choose(p: &ImageProduct) -> Choice {
+pub fn choose(p: &ImageProduct) -> Choice {
     let segments = segments(p);
     let tiles: &[Tile] = match (p.bf16, p.vector) {
         (false, _) => &[Tile::Float],
@@ -218,23 +218,23 @@ pub(super) fn choose(p: &ImageProduct) -> Choice {
 
 /// The pixels of a whole batch as depth: weight gradient.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct PixelProduct {
+pub struct PixelProduct {
     /// Output channels, K.
-    pub(super) rows: usize,
+    pub rows: usize,
     /// R * S * C.
-    pub(super) columns: usize,
+    pub columns: usize,
     /// N * H' * W'.
-    pub(super) pixels: usize,
+    pub pixels: usize,
     /// bf16 rather than f32.
-    pub(super) bf16: bool,
+    pub bf16: bool,
     /// K is a multiple of 16 bytes.
-    pub(super) vector_dy: bool,
+    pub vector_dy: bool,
     /// C is.
-    pub(super) vector_x: bool,
+    pub vector_x: bool,
 }
 
 /// Chooses tile and splits for a weight gradient. Here the splits may follow the batch: a gradient is a sum over it.
-pub(super) fn choose_wgrad(p: &PixelProduct) -> Choice {
+pub fn choose_wgrad(p: &PixelProduct) -> Choice {
     let (tiles, gather): (&[Tile], _) = match (p.bf16, p.vector_dy, p.vector_x) {
         (true, true, true) => (&[Tile::Small, Tile::Large], None),
         (true, false, true) => (&[Tile::Small], Some("gather_dy")),

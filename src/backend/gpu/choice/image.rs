@@ -1,0 +1,612 @@
+//! Image products on Hopper: forward passes and data gradients of convolutions and linear layers.
+//!
+//! The rows of a tile are a [`Patch`] of output pixels, its columns are output channels, its depth are *steps* of
+//! [`SLAB`] channels of one source under one tap: `step = slab * taps + tap`, the slabs of source 0 first. All candidates
+//! add in that order, so they agree in every bit.
+
+use std::fmt;
+use std::str::FromStr;
+
+use super::cost::{self, Prediction};
+use super::patch::Patch;
+use super::tuning::Tuning;
+use super::{BARRIER_BYTES, FEWEST_CHANNELS, Illegal, LINE_BYTES, Origin, RunnerUp, SLAB, SLOT_ALIGN};
+use crate::backend::Precision;
+use crate::backend::gpu::driver::DeviceLimits;
+use crate::graph::ConvGeometry;
+
+/// Which product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Pass {
+    /// Forward: `y = x * w`.
+    Fprop,
+    /// Data gradient: `dx = dy * transpose(w)`.
+    Dgrad,
+}
+
+impl Pass {
+    /// As in the names of the kernels.
+    pub fn name(self) -> &'static str {
+        match self {
+            Pass::Fprop => "fprop",
+            Pass::Dgrad => "dgrad",
+        }
+    }
+}
+
+/// One image product: all that a choice depends on, and all of the shape that a launcher needs besides the geometry.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ImageProblem {
+    /// Type of the activations.
+    pub precision: Precision,
+    /// Forward pass or data gradient.
+    pub pass: Pass,
+    /// N.
+    pub images: usize,
+    /// Output height of the longest phase.
+    pub out_h: usize,
+    /// Output width of the longest phase.
+    pub out_w: usize,
+    /// Interleaved parts of the output with taps of their own: stride * stride for a data gradient, 4 for an upsampling
+    /// convolution, else 1.
+    pub phases: usize,
+    /// Taps of the longest phase.
+    pub taps: usize,
+    /// Taps of all phases together.
+    pub all_taps: usize,
+    /// Height and width that the taps of a phase span.
+    pub tap_extent: (usize, usize),
+    /// Whether all taps of a phase read one view of the source, at stride 1.
+    pub one_view: bool,
+    /// Channels of each source; two where the input is a concatenation.
+    pub channels: Vec<usize>,
+    /// Pixels of a source image.
+    pub source_pixels: usize,
+    /// Output channels.
+    pub columns: usize,
+    /// Whether a tensor of the output's shape is added.
+    pub residual: bool,
+}
+
+impl ImageProblem {
+    /// A forward pass in bf16 from sources of `(h, w)` pixels to `out` pixels, without a residual. A linear layer is a 1x1
+    /// convolution of images that are `tokens` high and one wide.
+    pub fn fprop(
+        geometry: &ConvGeometry,
+        images: usize,
+        source: (usize, usize),
+        out: (usize, usize),
+        channels: &[usize],
+        columns: usize,
+    ) -> Self {
+        let (kh, kw) = geometry.kernel;
+        Self {
+            precision: Precision::Bf16,
+            pass: Pass::Fprop,
+            images,
+            out_h: out.0,
+            out_w: out.1,
+            phases: 1,
+            taps: kh * kw,
+            all_taps: kh * kw,
+            tap_extent: (kh, kw),
+            one_view: geometry.stride == 1 || (kh, kw) == (1, 1),
+            channels: channels.to_vec(),
+            source_pixels: source.0 * source.1,
+            columns,
+            residual: false,
+        }
+    }
+
+    /// A data gradient in bf16 from dy of `(h, w)` pixels and `channels` channels to dx of `out` pixels and `columns`
+    /// channels, without a residual.
+    pub fn dgrad(
+        geometry: &ConvGeometry,
+        images: usize,
+        dy: (usize, usize),
+        out: (usize, usize),
+        channels: usize,
+        columns: usize,
+    ) -> Self {
+        let (kh, kw) = geometry.kernel;
+        let stride = geometry.stride;
+        let extent = (kh.div_ceil(stride), kw.div_ceil(stride));
+        Self {
+            pass: Pass::Dgrad,
+            out_h: out.0.div_ceil(stride),
+            out_w: out.1.div_ceil(stride),
+            phases: stride * stride,
+            taps: extent.0 * extent.1,
+            tap_extent: extent,
+            one_view: true,
+            ..Self::fprop(geometry, images, dy, out, &[channels], columns)
+        }
+    }
+
+    /// A 3x3 convolution of an image of `(h, w)` pixels that is first doubled in size: four phases of 2x2 taps on the
+    /// small image.
+    pub fn upsample(images: usize, source: (usize, usize), channels: usize, columns: usize) -> Self {
+        Self {
+            phases: 4,
+            taps: 4,
+            all_taps: 16,
+            tap_extent: (2, 2),
+            ..Self::fprop(&ConvGeometry::SAME_3X3, images, source, source, &[channels], columns)
+        }
+    }
+
+    /// The same product with or without a residual.
+    pub fn with_residual(self, residual: bool) -> Self {
+        Self { residual, ..self }
+    }
+
+    /// The same product on activations of another type.
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
+    }
+
+    /// Slabs of all sources.
+    pub fn slabs(&self) -> usize {
+        self.channels.iter().map(|c| c.div_ceil(SLAB)).sum()
+    }
+
+    /// Steps of the longest phase.
+    pub fn steps(&self) -> usize {
+        self.slabs() * self.taps
+    }
+
+    /// Output pixels of one image, all phases together.
+    pub fn pixels_an_image(&self) -> usize {
+        self.out_h * self.out_w * self.phases
+    }
+
+    /// Floating-point operations, a multiply-add counted as two.
+    pub fn flops(&self) -> f64 {
+        let channels: usize = self.channels.iter().sum();
+        2.0 * (self.images * self.out_h * self.out_w) as f64 * (self.all_taps * channels * self.columns) as f64
+    }
+
+    /// Bytes of every operand and the result, each once.
+    pub fn bytes(&self) -> f64 {
+        let channels: usize = self.channels.iter().sum();
+        let source = self.images * self.source_pixels * channels;
+        let result = self.images * self.pixels_an_image() * self.columns;
+        let filter = self.all_taps * channels * self.columns;
+        2.0 * (source + filter + result * if self.residual { 2 } else { 1 }) as f64
+    }
+}
+
+/// How the depth is cut: see [`segments`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Segments {
+    /// Number of segments; none is empty.
+    pub count: usize,
+    /// Steps of each; the last may have fewer.
+    pub steps: usize,
+}
+
+/// An image with more output pixels than this gives enough tiles by itself.
+const FEW_PIXELS: usize = 64;
+/// Depths shorter than this are not cut.
+const DEEP: usize = 16;
+/// Steps that a segment has at least: the ring must fill, and the partial result must be added.
+const SHORTEST_SEGMENT: usize = 8;
+/// Partial results take memory and time in proportion.
+const MOST_SEGMENTS: usize = 8;
+
+/// Cuts the depth of one image's product. An element is `((s0 + s1) + s2) + ...`, each segment summed from zero.
+///
+/// A function of one image's shape: several segments where an image has at most 64 output pixels in one phase and at least
+/// 16 steps; then as many as leave 8 steps to each, at most 8, of equal length but for the last.
+pub fn segments(p: &ImageProblem) -> Segments {
+    let steps = p.steps().max(1);
+    let few = p.phases == 1 && p.pixels_an_image() <= FEW_PIXELS && steps >= DEEP;
+    let wanted = if few { (steps / SHORTEST_SEGMENT).min(MOST_SEGMENTS) } else { 1 };
+    let each = steps.div_ceil(wanted);
+    Segments { count: steps.div_ceil(each), steps: each }
+}
+
+/// The tile of a consumer warpgroup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ImageTile {
+    /// Output pixels: one or two wgmma of 64 rows.
+    pub rows: usize,
+    /// Output channels.
+    pub columns: usize,
+    /// Whether there is a second set of accumulators, so that one work item can add several segments.
+    pub totals: bool,
+}
+
+impl ImageTile {
+    /// The largest tile, for levels with many pixels.
+    pub const LARGE: Self = Self { rows: 128, columns: 128, totals: false };
+    /// Half its columns, with totals.
+    pub const MEDIUM: Self = Self { rows: 128, columns: 64, totals: true };
+    /// For few pixels.
+    pub const SMALL: Self = Self { rows: 64, columns: 64, totals: true };
+    /// For the image's channels; forward only.
+    pub const NARROW: Self = Self { rows: 128, columns: 16, totals: false };
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::LARGE, Self::MEDIUM, Self::SMALL, Self::NARROW];
+
+    /// Rows times columns, as in the names of the kernels.
+    pub fn name(self) -> String {
+        format!("{}x{}", self.rows, self.columns)
+    }
+
+    /// f32 accumulators of a consumer thread, totals included.
+    pub fn accumulators(self) -> usize {
+        self.rows * self.columns / 128 * if self.totals { 2 } else { 1 }
+    }
+
+    /// Bytes of one step's filter slot.
+    pub fn filter_slot_bytes(self) -> usize {
+        self.columns * LINE_BYTES
+    }
+
+    /// Bytes of a consumer's staging tile.
+    pub fn staging_bytes(self) -> usize {
+        self.rows * self.columns.div_ceil(SLAB) * LINE_BYTES
+    }
+}
+
+/// How pixels come to shared memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Boxes {
+    /// A box of the patch under one tap, each step.
+    Taps,
+    /// A box of the patch and what the taps reach around it, once a slab; needs [`DeviceLimits::shifted_operands`].
+    Halo,
+}
+
+impl Boxes {
+    /// As in the names of candidates.
+    pub fn name(self) -> &'static str {
+        match self {
+            Boxes::Taps => "taps",
+            Boxes::Halo => "halo",
+        }
+    }
+}
+
+/// One candidate. Nothing in it changes a bit of the result.
+///
+/// Prints and parses as `128x128.halo.8x16x1.whole.2+7`: tile, boxes, patch, way, source and filter slots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ImageConfig {
+    /// The tile.
+    pub tile: ImageTile,
+    /// How pixels come.
+    pub boxes: Boxes,
+    /// The rows of a tile.
+    pub patch: Patch,
+    /// Whether each segment is a work item of its own.
+    pub split: bool,
+    /// Slots of the source ring.
+    pub source_slots: usize,
+    /// Slots of the filter ring.
+    pub filter_slots: usize,
+}
+
+impl fmt::Display for ImageConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let way = if self.split { "split" } else { "whole" };
+        let (tile, boxes) = (self.tile.name(), self.boxes.name());
+        write!(f, "{tile}.{boxes}.{}.{way}.{}+{}", self.patch, self.source_slots, self.filter_slots)
+    }
+}
+
+impl FromStr for ImageConfig {
+    type Err = Illegal;
+
+    fn from_str(text: &str) -> Result<Self, Illegal> {
+        let bad = |what: &str| {
+            Illegal(format!("{text:?} is no candidate: {what}; a candidate reads 128x128.halo.8x16x1.whole.2+7"))
+        };
+        let parts: Vec<&str> = text.split('.').collect();
+        let [tile, boxes, patch, way, slots] = parts[..] else { return Err(bad("it has not five parts")) };
+        let tile = ImageTile::ALL.into_iter().find(|t| t.name() == tile).ok_or_else(|| {
+            bad(&format!("there is no tile {tile}, but {}", ImageTile::ALL.map(ImageTile::name).join(", ")))
+        })?;
+        let boxes = [Boxes::Taps, Boxes::Halo].into_iter().find(|b| b.name() == boxes);
+        let boxes = boxes.ok_or_else(|| bad("the boxes are taps or halo"))?;
+        let patch = patch.parse().map_err(|()| bad("the patch is width x height x images"))?;
+        let split = match way {
+            "split" => true,
+            "whole" => false,
+            _ => return Err(bad("the way is split or whole")),
+        };
+        let slots = slots.split_once('+').and_then(|(s, f)| Some((s.parse().ok()?, f.parse().ok()?)));
+        let (source_slots, filter_slots) = slots.ok_or_else(|| bad("the slots are source + filter"))?;
+        Ok(Self { tile, boxes, patch, split, source_slots, filter_slots })
+    }
+}
+
+/// A launch of `conv_hopper_{fprop,dgrad}`, and why it was chosen.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ImageChoice {
+    /// The tile.
+    pub tile: ImageTile,
+    /// How pixels come to shared memory.
+    pub boxes: Boxes,
+    /// The rows of a tile.
+    pub patch: Patch,
+    /// Patches along x, y and the images, of each phase.
+    pub patches: (usize, usize, usize),
+    /// Tiles along the output channels.
+    pub column_tiles: usize,
+    /// How the depth is cut.
+    pub segments: Segments,
+    /// Whether each segment is a work item of its own.
+    pub split: bool,
+    /// Work items: phases x patches x column tiles, times the segments if split.
+    pub items: usize,
+    /// Thread blocks: `min(items, multiprocessors)`. They take items in turn.
+    pub blocks: usize,
+    /// Slots of the source ring.
+    pub source_slots: usize,
+    /// Bytes of each, a multiple of [`SLOT_ALIGN`].
+    pub source_slot_bytes: usize,
+    /// Slots of the filter ring, [`ImageTile::filter_slot_bytes`] each.
+    pub filter_slots: usize,
+    /// Dynamic shared memory of a block.
+    pub shared_bytes: usize,
+    /// Predicted time.
+    pub predicted: Prediction,
+    /// Model or table.
+    pub origin: Origin,
+    /// The best of the other candidates, by prediction.
+    pub runner_up: Option<RunnerUp>,
+}
+
+impl ImageChoice {
+    /// Name of the kernel.
+    pub fn kernel(&self, pass: Pass) -> String {
+        format!("conv_hopper_{}_{}_bf16", pass.name(), self.tile.name())
+    }
+
+    /// Output tiles of all phases.
+    pub fn tiles(&self) -> usize {
+        self.items / if self.split { self.segments.count } else { 1 }
+    }
+
+    /// Tickets of a split product, a u32 each that is zero before and after the launch; else 0.
+    pub fn tickets(&self) -> usize {
+        if self.split { self.tiles() } else { 0 }
+    }
+
+    /// Workspace of a split product: an f32 tile an item; else 0.
+    pub fn partial_bytes(&self) -> usize {
+        if self.split { 4 * self.items * self.tile.rows * self.tile.columns } else { 0 }
+    }
+
+    /// What was chosen, as a candidate.
+    pub fn config(&self) -> ImageConfig {
+        let Self { tile, boxes, patch, split, source_slots, filter_slots, .. } = *self;
+        ImageConfig { tile, boxes, patch, split, source_slots, filter_slots }
+    }
+}
+
+impl fmt::Display for ImageChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {} items on {} blocks", self.config(), self.items, self.blocks)?;
+        if self.segments.count > 1 {
+            write!(f, ", {} segments of {} steps", self.segments.count, self.segments.steps)?;
+        }
+        write!(f, ", {} {:.1} us, limited by {}", self.origin, self.predicted.us, self.predicted.limit)?;
+        if let Some(second) = &self.runner_up {
+            let more = (second.us / self.predicted.us - 1.0) * 100.0;
+            write!(f, "; next best {}, {more:+.0} %", second.name)?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether the kernels of Hopper compute this product, or why not. A function of the device's capability and one image's
+/// shape.
+///
+/// # Errors
+/// The rule that speaks against it.
+pub fn takes_image(p: &ImageProblem, limits: &DeviceLimits) -> Result<(), &'static str> {
+    if limits.compute_capability.0 != 9 {
+        return Err("wgmma and its kernels need compute capability 9.0");
+    }
+    if p.precision != Precision::Bf16 {
+        return Err("the tensor cores take bf16");
+    }
+    if p.channels.iter().any(|c| !c.is_multiple_of(8)) {
+        return Err("TMA needs source channels in multiples of 8");
+    }
+    if p.channels.iter().any(|&c| c < FEWEST_CHANNELS) {
+        return Err("a source with fewer than 32 channels would leave most of a step empty");
+    }
+    if p.pass == Pass::Dgrad && !p.columns.is_multiple_of(8) {
+        return Err("TMA needs the filter's channels in multiples of 8");
+    }
+    if default_configs(p, limits).next().is_none() {
+        return Err("no tile fits the shared memory of a block");
+    }
+    Ok(())
+}
+
+/// Chooses by a measured table if it knows the problem, else by the cost model.
+pub fn choose_image(p: &ImageProblem, limits: &DeviceLimits, tuning: Option<&Tuning>) -> ImageChoice {
+    let mut all = candidates(p, limits);
+    if let Some((name, Ok(choice))) = tuning.and_then(|t| t.image(p)).map(|(name, c)| (name, check(p, limits, &c))) {
+        let others = all.iter().find(|other| other.config() != choice.config());
+        let runner_up = others.map(|c| RunnerUp { name: c.config().to_string(), us: c.predicted.us });
+        return ImageChoice { origin: Origin::Table(name.to_string()), runner_up, ..choice };
+    }
+    if all.is_empty() {
+        // Only where `takes_image` refuses: a choice all the same, for callers that want to know what it would be.
+        return configured(p, limits, &smallest(p));
+    }
+    let runner_up = all.get(1).map(|c| RunnerUp { name: c.config().to_string(), us: c.predicted.us });
+    ImageChoice { runner_up, ..all.swap_remove(0) }
+}
+
+/// All legal candidates, the best prediction first, and of equals the one with fewer and larger tiles.
+pub fn candidates(p: &ImageProblem, limits: &DeviceLimits) -> Vec<ImageChoice> {
+    let mut all: Vec<ImageChoice> = default_configs(p, limits).filter_map(|c| check(p, limits, &c).ok()).collect();
+    all.sort_by(|a, b| a.predicted.us.total_cmp(&b.predicted.us));
+    all
+}
+
+/// The choice that a candidate makes, if the kernels can run it.
+///
+/// # Errors
+/// The rule that it breaks.
+pub fn check(p: &ImageProblem, limits: &DeviceLimits, c: &ImageConfig) -> Result<ImageChoice, Illegal> {
+    let fail = |rule: String| Err(Illegal(format!("{c}: {rule}")));
+    let choice = configured(p, limits, c);
+    let (tile, patch, (kh, kw)) = (c.tile, c.patch, p.tap_extent);
+    if tile == ImageTile::NARROW && p.pass == Pass::Dgrad {
+        return fail("the 128x16 tile is for forward passes".into());
+    }
+    if tile != ImageTile::NARROW && !p.columns.is_multiple_of(8) {
+        return fail(format!("{} output channels are no multiple of 8: only 128x16 stores those", p.columns));
+    }
+    if patch.pixels() > tile.rows {
+        return fail(format!("the patch has {} pixels, the tile {} rows", patch.pixels(), tile.rows));
+    }
+    if patch.w + kw - 1 > MOST_BOX || patch.h + kh - 1 > MOST_BOX || patch.n > MOST_BOX {
+        return fail(format!("a box has at most {MOST_BOX} pixels along a side"));
+    }
+    if c.boxes == Boxes::Halo {
+        if !limits.shifted_operands {
+            return fail("halo boxes need shifted operands, which this device has not shown to have".into());
+        }
+        if !p.one_view || p.taps == 1 {
+            return fail("halo boxes need several taps on one view at stride 1".into());
+        }
+        if patch.w != 8 || patch.h % 8 != 0 || patch.pixels() != tile.rows {
+            return fail("the patch of a halo box is 8 wide, 8 or 16 high, and fills the tile".into());
+        }
+    }
+    if !c.split && choice.segments.count > 1 && !tile.totals {
+        return fail(format!("no totals for {} segments: they must be split", choice.segments.count));
+    }
+    if c.split && choice.segments.count == 1 {
+        return fail("there is one segment, and nothing to split".into());
+    }
+    let fewest = fewest_source_slots(c.boxes);
+    if c.source_slots < fewest || c.filter_slots < FEWEST_FILTER_SLOTS {
+        return fail(format!("at least {fewest} source and {FEWEST_FILTER_SLOTS} filter slots"));
+    }
+    if choice.shared_bytes > limits.shared_bytes as usize {
+        let (needs, has) = (choice.shared_bytes, limits.shared_bytes);
+        return fail(format!("{needs} bytes of shared memory, a block has {has}"));
+    }
+    Ok(choice)
+}
+
+/// Pixels along a side of a TMA box.
+const MOST_BOX: usize = 256;
+/// With fewer the next step's filter could not come while two are read.
+const FEWEST_FILTER_SLOTS: usize = 3;
+/// More slots than this hide no more latency.
+const MOST_SLOTS: usize = 8;
+
+fn fewest_source_slots(boxes: Boxes) -> usize {
+    match boxes {
+        Boxes::Taps => 3,
+        Boxes::Halo => 2,
+    }
+}
+
+/// Bytes of a source slot.
+fn source_slot_bytes(tile: ImageTile, boxes: Boxes, patch: Patch, extent: (usize, usize)) -> usize {
+    match boxes {
+        Boxes::Taps => tile.rows * LINE_BYTES,
+        Boxes::Halo => (patch.halo_pixels(extent) * LINE_BYTES).next_multiple_of(SLOT_ALIGN),
+    }
+}
+
+/// Every sensible candidate, with as many slots as fit.
+fn default_configs<'a>(p: &'a ImageProblem, limits: &'a DeviceLimits) -> impl Iterator<Item = ImageConfig> + 'a {
+    let split: &[bool] = if segments(p).count > 1 { &[false, true] } else { &[false] };
+    ImageTile::ALL
+        .into_iter()
+        .flat_map(move |tile| {
+            let taps = Patch::best(tile.rows, p.images, (p.out_h, p.out_w), p.tap_extent);
+            let halos = [1, 2].map(|n| Patch { w: 8, h: tile.rows / 8 / n, n });
+            let boxes = [(Boxes::Taps, taps), (Boxes::Halo, halos[0]), (Boxes::Halo, halos[1])];
+            boxes.into_iter().flat_map(move |(boxes, patch)| {
+                let slots = slots(p, limits, tile, boxes, patch);
+                let config = slots.map(|(source_slots, filter_slots)| ImageConfig {
+                    tile,
+                    boxes,
+                    patch,
+                    split: false,
+                    source_slots,
+                    filter_slots,
+                });
+                config.into_iter().flat_map(move |c| split.iter().map(move |&split| ImageConfig { split, ..c }))
+            })
+        })
+        .filter(move |c| check(p, limits, c).is_ok())
+}
+
+/// Source and filter slots: under halo boxes two source slots and all the rest for the filter, under tap boxes as many of
+/// one as of the other.
+fn slots(
+    p: &ImageProblem,
+    limits: &DeviceLimits,
+    tile: ImageTile,
+    boxes: Boxes,
+    patch: Patch,
+) -> Option<(usize, usize)> {
+    let taken = 2 * tile.staging_bytes() + BARRIER_BYTES;
+    let space = (limits.shared_bytes as usize).checked_sub(taken)?;
+    let (source, filter) = (source_slot_bytes(tile, boxes, patch, p.tap_extent), tile.filter_slot_bytes());
+    match boxes {
+        Boxes::Taps => {
+            let slots = (space / (source + filter)).min(MOST_SLOTS);
+            Some((slots, slots))
+        }
+        Boxes::Halo => {
+            let left = space.checked_sub(2 * source)?;
+            Some((2, (left / filter).min(MOST_SLOTS)))
+        }
+    }
+}
+
+/// A candidate that needs the least.
+fn smallest(p: &ImageProblem) -> ImageConfig {
+    let tile = if p.columns.is_multiple_of(8) { ImageTile::SMALL } else { ImageTile::NARROW };
+    let patch = Patch::best(tile.rows, p.images, (p.out_h, p.out_w), p.tap_extent);
+    let split = segments(p).count > 1 && !tile.totals;
+    ImageConfig { tile, boxes: Boxes::Taps, patch, split, source_slots: 3, filter_slots: FEWEST_FILTER_SLOTS }
+}
+
+/// What a candidate amounts to, legal or not.
+fn configured(p: &ImageProblem, limits: &DeviceLimits, c: &ImageConfig) -> ImageChoice {
+    let segments = segments(p);
+    let patches = c.patch.counts(p.images, (p.out_h, p.out_w));
+    let column_tiles = p.columns.div_ceil(c.tile.columns);
+    let tiles = patches.0 * patches.1 * patches.2 * column_tiles * p.phases;
+    let items = tiles * if c.split { segments.count } else { 1 };
+    let source_slot_bytes = source_slot_bytes(c.tile, c.boxes, c.patch, p.tap_extent);
+    let shared_bytes = c.source_slots * source_slot_bytes
+        + c.filter_slots * c.tile.filter_slot_bytes()
+        + 2 * c.tile.staging_bytes()
+        + BARRIER_BYTES;
+    ImageChoice {
+        tile: c.tile,
+        boxes: c.boxes,
+        patch: c.patch,
+        patches,
+        column_tiles,
+        segments,
+        split: c.split,
+        items,
+        blocks: items.min(limits.multiprocessors.max(1) as usize),
+        source_slots: c.source_slots,
+        source_slot_bytes,
+        filter_slots: c.filter_slots,
+        shared_bytes,
+        predicted: cost::image(p, c, segments, tiles),
+        origin: Origin::Model,
+        runner_up: None,
+    }
+}
