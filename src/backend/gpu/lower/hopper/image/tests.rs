@@ -222,8 +222,8 @@ fn all_candidates_have_the_same_bits() {
         (Problem::new(Pass::Dgrad, SAME, 3, (8, 8), &[136], 72), [true, true, true]),
         (Problem::new(Pass::Fprop, SAME, 1, (17, 9), &[40], 136), [true, true, false]),
         (Problem::new(Pass::Dgrad, HALVING, 2, (9, 15), &[72], 136), [true, true, false]),
-        (Problem::new(Pass::Fprop, HALVING_RIGHT_BOTTOM, 2, (16, 16), &[72], 40), [true, false, false]),
-        (Problem::new(Pass::Fprop, SAME, 2, (4, 4), &[128], 3), [true, false, true]),
+        (Problem::new(Pass::Fprop, HALVING_RIGHT_BOTTOM, 2, (16, 16), &[72], 40), [true, false, true]),
+        (Problem::new(Pass::Fprop, SAME, 2, (4, 4), &[128], 3), [true, true, true]),
         (Problem::new(Pass::Fprop, POINTWISE, 5, (4, 4), &[1096], 24), [true, false, true]),
     ];
     let sims = simulators();
