@@ -43,7 +43,7 @@ struct ImageArgs {
     const void* per_image;  // [images, columns] or null
     float* partial;         // split: [tiles][segments][tile], else null
     uint32_t* tickets;      // split: [tiles], zero before and after
-    ChannelMoments* statistics; // [images, patches_y * patches_x, columns] or null
+    ChannelMoments* statistics; // [images, patches_y * patches_x, columns] or null; of one phase, staged
 
     int32_t images, out_h, out_w, columns; // of the longest phase
     int32_t source_slabs;    // of source 0

@@ -35,6 +35,7 @@ template <class Tile> struct ImageMemory {
     unsigned char* staging;
     uint64_t* residual_full; // one each consumer: the residual is in its staging tile
     uint64_t* residual_free; // its staging tile may be written
+    uint64_t* next_item;     // all slots of the items before its next one are filled
     uint32_t* flags;
 
     __device__ __forceinline__ explicit ImageMemory(const ImageArgs& args) {
@@ -47,7 +48,8 @@ template <class Tile> struct ImageMemory {
         barriers += args.filter_slots * Ring::BARRIERS_A_SLOT;
         residual_full = barriers;
         residual_free = barriers + 2;
-        flags = reinterpret_cast<uint32_t*>(barriers + 4);
+        next_item = barriers + 4;
+        flags = reinterpret_cast<uint32_t*>(barriers + 6);
     }
 
     __device__ __forceinline__ void init() const {
@@ -56,6 +58,7 @@ template <class Tile> struct ImageMemory {
         for (int consumer = 0; consumer < 2; ++consumer) {
             mbarrier_init(residual_full + consumer, 1);
             mbarrier_init(residual_free + consumer, 1);
+            mbarrier_init(next_item + consumer, WARPGROUP / 32);
         }
         fence_mbarrier_init();
     }
@@ -125,10 +128,12 @@ __device__ __forceinline__ void load_residuals(const ImageArgs& args, const Imag
     }
 }
 
-// The sums of an item. `sources` and `filters` stand at its first slots, and behind its last ones afterwards.
+// The sums of an item. `sources` and `filters` stand at its first slots, and behind its last ones afterwards. Once the last
+// slot is filled, the other consumer may look for its own: earlier it could take a slot's turn before for the one it awaits.
 template <class Tile, class Product>
 __device__ __forceinline__ void multiply(const ImageArgs& args, const ImageMemory<Tile>& memory, const ImageItem& item,
-                                         RingCursor& sources, RingCursor& filters, Product& product) {
+                                         uint64_t* others_turn, RingCursor& sources, RingCursor& filters,
+                                         Product& product) {
     const ImagePhase& phase = args.phases[item.phase];
     const RowLayout rows{args.group_bytes, args.block_bytes};
     [[maybe_unused]] SegmentTotals<Product> totals;
@@ -149,6 +154,9 @@ __device__ __forceinline__ void multiply(const ImageArgs& args, const ImageMemor
         filter = filters;
         const uint32_t b = memory.filters.wait(filter);
         filters.advance(args.filter_slots);
+        if (step + 1 == item.last_step && threadIdx.x % 32 == 0) {
+            mbarrier_arrive(others_turn);
+        }
         product.start(box + args.taps[phase.first_tap + tap_number].shift, rows, b, accumulate);
         accumulate = true;
         // The step before is complete: its slots go back.
@@ -200,8 +208,11 @@ __device__ __forceinline__ void consume(const ImageArgs& args, const ImageMemory
             filters.skip(uint32_t(item.last_step - item.first_step), args.filter_slots);
             continue;
         }
+        if (turn > 0) {
+            mbarrier_wait(memory.next_item + consumer, uint32_t(turn - 1) / 2 % 2);
+        }
         Product product;
-        multiply(args, memory, item, sources, filters, product);
+        multiply(args, memory, item, memory.next_item + (consumer ^ 1), sources, filters, product);
         if (args.split > 1) {
             const int64_t first = int64_t(item.tile) * args.split * (Tile::ROWS * Tile::COLUMNS);
             const SplitTile tile{args.partial + first, args.tickets + item.tile, uint32_t(args.split)};

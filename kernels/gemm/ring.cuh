@@ -3,7 +3,8 @@
 //
 // Each slot has two mbarriers. `full` counts the bytes of the copies into the slot, `empty` one arrival of every warp that
 // reads it: a warp waits for its own wgmma groups only, so one thread cannot speak for its warpgroup. Producer and readers
-// walk the slots in one order, each with a cursor of its own; a reader may skip slots that belong to others.
+// walk the slots in one order, each with a cursor of its own. A reader may skip slots that belong to others, but must know before
+// its next wait that the last of them has been filled: a barrier tells turns apart by one bit only.
 #pragma once
 
 #include "device/device.cuh"

@@ -63,9 +63,10 @@ pub fn check(case: &Case, precision: Precision, gradients: bool, seed: u64) {
 /// [`check`] of an operation alone, with the kernels of Hopper and with those of the chips before it, where the device can be
 /// either.
 pub fn check_generations(case: &Case, precision: Precision, seed: u64) {
-    let mut all = devices();
+    let all = devices();
+    // Each by itself: their orders of sums differ.
     if precision == Precision::Bf16 && all[0].name() == "sim" {
-        all.extend(devices_with(before_hopper()));
+        check_on(devices_with(before_hopper()), case, precision, false, seed);
     }
     check_on(all, case, precision, false, seed);
 }

@@ -5,7 +5,7 @@ use warpdiff::backend::Precision;
 use warpdiff::backend::gpu::Gpu;
 use warpdiff::graph::{ConvGeometry, Epilogue, Op};
 
-use crate::common::gpu::{check, device};
+use crate::common::gpu::{check_hopper, device};
 use crate::common::{Case, Operand, build};
 
 const SAME: ConvGeometry = ConvGeometry::SAME_3X3;
@@ -39,7 +39,7 @@ fn backward(geometry: ConvGeometry, residual: bool, [n, h, w, c]: [usize; 4], k:
 }
 
 fn check_bf16(case: &Case, seed: u64) {
-    check(case, Precision::Bf16, false, seed);
+    check_hopper(case, seed);
 }
 
 #[test]

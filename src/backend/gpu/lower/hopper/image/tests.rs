@@ -280,8 +280,9 @@ fn statistics_are_those_of_the_stored_values() {
         // A mean that is large against the deviation.
         problem.bias.iter_mut().for_each(|b| *b += 4096.0);
         problem.residual = problem.residual.filter(|_| residual);
-        for (i, choice) in problem.candidates(&sims[0].1).iter().enumerate() {
-            let (out, statistics) = problem.run(&sims[i % 3].0, choice, true);
+        let staged = problem.candidates(&sims[0].1).into_iter().filter(|c| c.tile.columns.is_multiple_of(SLAB));
+        for (i, choice) in staged.enumerate() {
+            let (out, statistics) = problem.run(&sims[i % 3].0, &choice, true);
             let (patch, (h, w)) = (choice.patch, problem.out);
             let (parts_x, parts) = (choice.patches.0, choice.patches.0 * choice.patches.1);
             for (at, [mean, m2]) in statistics.iter().enumerate() {
