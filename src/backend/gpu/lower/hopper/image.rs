@@ -295,7 +295,7 @@ fn arguments(
 }
 
 /// The map of a view of `[images, height, width, channels]` with boxes of a slab of `[w, h, n]` pixels.
-fn image_view(
+pub(super) fn image_view(
     at: DevicePtr,
     channels: usize,
     images: usize,

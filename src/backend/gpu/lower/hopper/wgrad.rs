@@ -2,12 +2,14 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use super::image::image_view;
+use super::views::{View, Views, views};
 use crate::backend::BackendError;
 use crate::backend::gpu::choice::pixel::{DEPTH, is_line};
 use crate::backend::gpu::choice::{
-    BARRIER_BYTES, LINE_BYTES, Patch, PixelChoice, PixelProblem, SLAB, THREADS, choose_pixel, takes_pixel,
+    BARRIER_BYTES, LINE_BYTES, Pass, Patch, PixelChoice, PixelProblem, SLAB, THREADS, choose_pixel, takes_pixel,
 };
-use crate::backend::gpu::driver::{DevicePtr, Swizzle, TensorMap, TensorMapSpec};
+use crate::backend::gpu::driver::{DevicePtr, TensorMap};
 use crate::backend::gpu::lower::Lowering;
 use crate::backend::gpu::lower::conv::{Images, blocks, int};
 use crate::graph::ConvGeometry;
@@ -16,15 +18,15 @@ use crate::graph::ConvGeometry;
 const GROUP: usize = 8;
 /// The tile of ones, behind the slots.
 const ONES_BYTES: usize = 256;
+/// Views of x: one, or four where the stride is 2.
+const MOST_VIEWS: usize = 4;
 /// Taps of a filter.
 const MOST_TAPS: usize = 9;
-/// Where no pixel of a view lies, whatever patch is added.
-const OUTSIDE: i32 = -(1 << 30);
 
 /// `struct WgradTap` of the kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
-struct Tap {
+struct TapArgs {
     view: i32,
     x: i32,
     y: i32,
@@ -35,7 +37,7 @@ struct Tap {
 #[repr(C)]
 struct HopperWgradArgs {
     dy: TensorMap,
-    x: [TensorMap; 4],
+    x: [TensorMap; MOST_VIEWS],
     dw: DevicePtr,
     db: DevicePtr,
     split_elements: i64,
@@ -62,7 +64,7 @@ struct HopperWgradArgs {
     slots: u32,
     slot_bytes: u32,
     ragged: u32,
-    taps: [Tap; MOST_TAPS],
+    taps: [TapArgs; MOST_TAPS],
     padding: [u32; 8],
 }
 
@@ -81,6 +83,8 @@ pub(in crate::backend::gpu::lower) struct Wgrad {
     geometry: ConvGeometry,
     dy: Images,
     x: Images,
+    /// What the taps read of x, as in the forward pass.
+    views: Views,
     choice: PixelChoice,
     layout: Layout,
 }
@@ -147,9 +151,10 @@ impl Wgrad {
             return None;
         }
         let (dy, x) = if is_line(geometry) { (dy.as_line(), x.as_line()) } else { (dy, x) };
+        let views = views(Pass::Fprop, geometry, (x.height, x.width), (dy.height, dy.width)).ok()?;
         let choice = choose_pixel(&problem, ctx.limits(), None);
         let layout = Layout::of(&choice, geometry.stride, ctx.limits().shifted_operands);
-        Some(Self { geometry: *geometry, dy, x, choice, layout })
+        Some(Self { geometry: *geometry, dy, x, views, choice, layout })
     }
 
     /// Parts of the depth, each with sums of its own.
@@ -169,43 +174,6 @@ fn takes_geometry(geometry: &ConvGeometry) -> bool {
     [(1, 1), (3, 3)].contains(&geometry.kernel) && geometry.stride <= 2
 }
 
-/// A map of copies of 64 channels of `images`: every `stride`-th pixel from `(first_y, first_x)` on.
-fn map(
-    ctx: &Lowering,
-    base: DevicePtr,
-    images: &Images,
-    stride: usize,
-    (first_y, first_x): (usize, usize),
-    copied: Patch,
-) -> Result<TensorMap, BackendError> {
-    let Images { count, height, width, channels } = *images;
-    let pixel = 2 * channels as u64;
-    let along = |extent: usize, first: usize| extent.saturating_sub(first).div_ceil(stride) as u64;
-    let (w, h) = (along(width, first_x), along(height, first_y));
-    // A view without pixels is never read inside: see `tap`.
-    let offset = if w == 0 || h == 0 { 0 } else { (first_y * width + first_x) * 2 * channels };
-    ctx.tensor_map(&TensorMapSpec {
-        base: base.offset(offset),
-        element_bytes: 2,
-        dims: vec![channels as u64, w.max(1), h.max(1), count as u64],
-        strides: vec![pixel * stride as u64, pixel * (stride * width) as u64, pixel * (height * width) as u64],
-        box_dims: [SLAB, copied.w, copied.h, copied.n].map(|n| n as u32).to_vec(),
-        swizzle: Swizzle::Bytes128,
-    })
-}
-
-/// Tap `(r, s)`: its view, and the pixel there under output pixel (0, 0).
-fn tap(geometry: &ConvGeometry, x: &Images, (r, s): (usize, usize)) -> Tap {
-    let stride = geometry.stride as i32;
-    let (top, left) = (r as i32 - geometry.padding.0 as i32, s as i32 - geometry.padding.1 as i32);
-    let (i, j) = (top.rem_euclid(stride), left.rem_euclid(stride));
-    let view = i * stride + j;
-    if i as usize >= x.height || j as usize >= x.width {
-        return Tap { view, x: OUTSIDE, y: OUTSIDE };
-    }
-    Tap { view, x: left.div_euclid(stride), y: top.div_euclid(stride) }
-}
-
 /// Launches `dw = transpose(dy) * x` and `db` for every split; the operands lie at `dy` and `x`.
 pub(in crate::backend::gpu::lower) fn launch(
     ctx: &mut Lowering,
@@ -213,21 +181,25 @@ pub(in crate::backend::gpu::lower) fn launch(
     (dy, x): (DevicePtr, DevicePtr),
     sums: Sums,
 ) -> Result<(), BackendError> {
-    let Wgrad { geometry, choice, layout, .. } = wgrad;
-    let (stride, (kernel_h, kernel_w)) = (geometry.stride, geometry.kernel);
-    let mut views = [TensorMap([0; 16]); 4];
-    for (i, view) in views.iter_mut().enumerate().take(stride * stride) {
-        *view = map(ctx, x, &wgrad.x, stride, (i / stride, i % stride), layout.copied)?;
+    let Wgrad { geometry, views, choice, layout, .. } = wgrad;
+    let (patch, (kernel_h, kernel_w)) = (choice.patch, geometry.kernel);
+    let map = |at, images: &Images, view: &View, copied: Patch| {
+        let (count, size) = (images.count, (images.height, images.width));
+        ctx.tensor_map(&image_view(at, images.channels, count, size, view, [copied.w, copied.h, copied.n]))
+    };
+    let mut sources = [TensorMap([0; 16]); MOST_VIEWS];
+    for (source, view) in sources.iter_mut().zip(&views.sources) {
+        *source = map(x, &wgrad.x, view, layout.copied)?;
     }
-    let mut taps = [Tap { view: 0, x: OUTSIDE, y: OUTSIDE }; MOST_TAPS];
-    for (i, at) in taps.iter_mut().enumerate().take(kernel_h * kernel_w) {
-        *at = tap(geometry, &wgrad.x, (i / kernel_w, i % kernel_w));
+    let phase = &views.phases[0];
+    let mut taps = [TapArgs { view: 0, x: 0, y: 0 }; MOST_TAPS];
+    for (args, tap) in taps.iter_mut().zip(&phase.taps) {
+        *args = TapArgs { view: tap.view as i32, x: tap.x as i32, y: tap.y as i32 };
     }
     let (slots, slot_bytes) = wgrad.slots();
-    let patch = choice.patch;
     let args = HopperWgradArgs {
-        dy: map(ctx, dy, &wgrad.dy, 1, (0, 0), patch)?,
-        x: views,
+        dy: map(dy, &wgrad.dy, &phase.out, patch)?,
+        x: sources,
         dw: sums.dw,
         db: sums.db,
         split_elements: sums.split_elements as i64,
@@ -371,32 +343,5 @@ mod tests {
                 }
             }
         }
-    }
-
-    /// Pixel `o` of the output, seen from a tap, is the pixel of x that the convolution multiplies.
-    #[test]
-    fn taps_find_their_pixels() {
-        let strided = ConvGeometry { kernel: (3, 3), stride: 2, padding: (1, 1, 1, 1) };
-        for geometry in [ConvGeometry::SAME_3X3, POINTWISE, HALVING, strided] {
-            let (h, w, stride) = (5, 8, geometry.stride as i32);
-            let x = Images { count: 1, height: h, width: w, channels: 8 };
-            let (oh, ow) = geometry.output_size(h, w).unwrap();
-            for (r, s) in (0..geometry.kernel.0).flat_map(|r| (0..geometry.kernel.1).map(move |s| (r, s))) {
-                let tap = tap(&geometry, &x, (r, s));
-                let (i, j) = (tap.view / stride, tap.view % stride);
-                for (oy, ox) in (0..oh as i32).flat_map(|y| (0..ow as i32).map(move |x| (y, x))) {
-                    let there = ((oy + tap.y) * stride + i, (ox + tap.x) * stride + j);
-                    let wanted = (
-                        oy * stride - geometry.padding.0 as i32 + r as i32,
-                        ox * stride - geometry.padding.1 as i32 + s as i32,
-                    );
-                    assert_eq!(there, wanted, "{geometry:?}, tap {r} {s}");
-                }
-            }
-        }
-        // A view without pixels is all zeros.
-        let point = Images { count: 1, height: 1, width: 1, channels: 8 };
-        assert_eq!(tap(&strided, &point, (0, 1)), Tap { view: 2, x: OUTSIDE, y: OUTSIDE });
-        assert_eq!(tap(&strided, &point, (1, 1)), Tap { view: 0, x: 0, y: 0 });
     }
 }
