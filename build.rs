@@ -4,12 +4,15 @@
 mod nvcc;
 #[path = "build/sim.rs"]
 mod sim;
+#[path = "build/tuning.rs"]
+mod tuning;
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=build");
     embed_commit();
     nvcc::build();
+    tuning::build();
     if std::env::var_os("CARGO_FEATURE_SIM").is_some() {
         sim::build();
     }

@@ -4,6 +4,7 @@ mod bench;
 mod compare;
 mod demo;
 mod device;
+mod explain;
 mod info;
 mod interrupt;
 mod memory;
@@ -15,6 +16,7 @@ mod sample;
 mod train;
 mod verify;
 
+use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -52,6 +54,8 @@ enum Command {
     Compare(compare::Args),
     /// What this machine offers; with a model folder, what it holds.
     Info(info::Args),
+    /// Which kernel computes what, why, and how long it should take: a convolution, a product, a network.
+    Explain(explain::Args),
     /// Measure speed and memory.
     Bench(bench::Args),
 }
@@ -65,6 +69,7 @@ pub fn main() -> ExitCode {
         Command::Sample(args) => sample::run(&args, cli.quiet),
         Command::Nll(args) => nll::run(&args, cli.quiet),
         Command::Info(args) => info::run(&args),
+        Command::Explain(args) => explain::run(&args),
         Command::Compare(args) => compare::run(&args, cli.quiet),
         Command::Bench(args) => bench::run(&args, cli.quiet),
         Command::Verify(args) => verify::run(&args, cli.quiet),
@@ -75,6 +80,14 @@ pub fn main() -> ExitCode {
             eprintln!("error: {}", message(&error));
             ExitCode::from(exit_code(&error))
         }
+    }
+}
+
+/// Prints a long text, which may be read by a program that stops after the first lines.
+fn print(text: &str) -> std::io::Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error),
+        _ => Ok(()),
     }
 }
 
