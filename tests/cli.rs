@@ -243,20 +243,32 @@ fn verify_reports_and_its_exit_code_tells() {
 fn info_lists_the_kernels_of_the_build() {
     let record = kernels::record();
     let json = warpdiff(&["info", "--kernels", "--json"]).expect_success().json();
-    assert_eq!(json.as_object().unwrap().len(), 1, "{json}");
+    assert_eq!(json.as_object().unwrap().len(), 2, "{json}");
+    let files = json["files"].as_array().unwrap();
+    assert_eq!(files.len(), kernels::images().len());
+    for (listed, image) in files.iter().zip(kernels::images()) {
+        assert_eq!(listed["file"], image.file);
+        assert_eq!(listed["nvcc_seconds"].as_f64(), Some(image.nvcc_seconds));
+        assert_eq!(listed["kernels"], serde_json::json!(image.kernels));
+    }
     let listed = json["kernels"].as_array().unwrap();
     assert_eq!(listed.len(), record.len());
     for (listed, r) in listed.iter().zip(record) {
         let expected = serde_json::json!({
             "name": r.name, "arch": r.arch, "registers": r.registers, "shared_bytes": r.shared_bytes,
             "stack_bytes": r.stack_bytes, "spill_stores": r.spill_stores, "spill_loads": r.spill_loads,
-            "param_bytes": r.param_bytes,
+            "param_bytes": r.param_bytes, "code": r.code.map(|c| serde_json::json!({
+                "instructions": c.instructions, "wgmma": c.wgmma, "wgmma_loops": c.wgmma_loops, "mma": c.mma,
+                "mma_loops": c.mma_loops, "local": c.local, "tma_loads": c.tma_loads, "tma_stores": c.tma_stores,
+            })),
         });
         assert_eq!(*listed, expected);
     }
     let table = warpdiff(&["info", "--kernels"]).expect_success().stdout;
     let rows = table.lines().filter(|line| record.iter().any(|r| line.split_whitespace().next() == Some(r.name)));
     assert_eq!(rows.count(), record.len(), "{table}");
+    let seconds = format!("{:.1} s, added up", kernels::nvcc_seconds());
+    assert_eq!(table.contains(&seconds), !record.is_empty(), "{table}");
 
     let devices = warpdiff(&["info"]).expect_success().stdout;
     let said = kernels::missing().or(kernels::compiler()).unwrap();

@@ -1,8 +1,8 @@
-//! The embedded kernels: what each takes of the hardware, as ptxas reported it.
+//! The embedded kernels: what each takes of the hardware, as ptxas reported it, and what its machine code is made of.
 
 use std::collections::BTreeMap;
 
-use warpdiff::backend::gpu::kernels::{self, KernelRecord};
+use warpdiff::backend::gpu::kernels::{self, KernelRecord, MachineCode};
 
 /// Kernels that may use local memory, with the reason.
 const LOCAL_MEMORY_ALLOWED: &[(&str, &str)] = &[];
@@ -18,6 +18,9 @@ fn a_build_has_kernels_or_says_why_not() {
 fn ci_builds_the_kernels() {
     let reason = kernels::missing().filter(|_| std::env::var_os("CI").is_some());
     assert_eq!(reason, None, "the checks of the kernels were skipped");
+    if std::env::var_os("CI").is_some() {
+        assert!(kernels::record().iter().all(|r| r.code.is_some()), "the checks of the machine code were skipped");
+    }
 }
 
 #[test]
@@ -70,5 +73,71 @@ fn every_kernel_fits_the_limits_of_a_launch() {
         assert!((1..=255).contains(&r.registers), "{r:?}");
         assert!(r.param_bytes <= 4096, "{r:?}");
         assert!(r.shared_bytes <= 48 << 10, "more static shared memory than a block may have: {r:?}");
+    }
+}
+
+#[test]
+#[cfg_attr(not(cuda_kernels), ignore = "built without CUDA kernels; run scripts/setup-cuda")]
+fn the_build_says_how_long_each_file_took() {
+    for image in kernels::images() {
+        let (kernels, seconds) = (image.kernels.len(), image.nvcc_seconds);
+        println!("{:<40} {kernels:>3} kernels {seconds:>7.2} s", image.file);
+        assert!(kernels > 0 && seconds > 0.0, "{}: {kernels} kernels in {seconds} s", image.file);
+    }
+    let sum: f64 = kernels::images().iter().map(|image| image.nvcc_seconds).sum();
+    println!("{sum:.1} s of nvcc");
+    assert_eq!(kernels::nvcc_seconds(), sum);
+}
+
+/// Kernels with machine code for Hopper.
+fn on_hopper() -> impl Iterator<Item = (&'static KernelRecord, MachineCode)> {
+    let code = |r: &'static KernelRecord| (r, r.code.unwrap_or_else(|| panic!("no machine code of {}", r.name)));
+    kernels::record().iter().filter(|r| r.arch == "sm_90a").map(code)
+}
+
+#[test]
+#[cfg_attr(not(cuda_machine_code), ignore = "built without nvdisasm; run scripts/setup-cuda")]
+fn machine_code_touches_local_memory_only_where_it_may() {
+    for (r, code) in kernels::record().iter().filter_map(|r| Some((r, r.code?))) {
+        assert!(code.instructions > 0, "{r:?}");
+        let allowed = LOCAL_MEMORY_ALLOWED.iter().any(|(name, _)| *name == r.name);
+        assert!(code.local == 0 || allowed, "{r:?}");
+    }
+}
+
+/// Convolutions, matrix products and attention in bf16 that use a warp's products: those sit in a loop.
+#[test]
+#[cfg_attr(not(cuda_machine_code), ignore = "built without nvdisasm; run scripts/setup-cuda")]
+fn matrix_kernels_multiply_on_tensor_cores_in_their_loops() {
+    let families = ["conv_fprop_", "conv_dgrad_", "conv_wgrad_", "attention_"];
+    for family in families {
+        let matrix = kernels::record().iter().filter(|r| r.name.starts_with(family) && r.name.ends_with("_bf16"));
+        let mut count = 0;
+        for r in matrix {
+            let code = r.code.unwrap_or_else(|| panic!("no machine code of {}", r.name));
+            assert!(code.mma > 0 && code.mma_loops > 0, "{r:?}");
+            count += 1;
+        }
+        assert!(count > 0, "no kernel is called {family}*_bf16");
+    }
+}
+
+/// 65536 registers among three warpgroups, in steps of 8: what the compiler may give a thread on average before the
+/// warpgroups exchange theirs.
+const REGISTERS_OF_384_THREADS: u32 = 168;
+
+#[test]
+#[cfg_attr(not(cuda_machine_code), ignore = "built without nvdisasm; run scripts/setup-cuda")]
+fn hopper_convolutions_multiply_by_warpgroups_and_load_by_tensor_maps() {
+    let files = kernels::images().iter().filter(|i| i.file.starts_with("conv/") && i.file.ends_with("_sm90.cu"));
+    for image in files {
+        let named = image.kernels.iter().any(|name| name.starts_with("conv_hopper_"));
+        assert!(named, "{} holds no kernel called conv_hopper_*: {:?}", image.file, image.kernels);
+    }
+    for (r, code) in on_hopper().filter(|(r, _)| r.name.starts_with("conv_hopper_")) {
+        assert!(code.wgmma > 0 && code.wgmma_loops > 0, "no products of a warpgroup in a loop: {r:?}");
+        assert!(code.tma_loads > 0, "no loads through tensor maps: {r:?}");
+        assert_eq!(code.mma, 0, "products of a warp: {r:?}");
+        assert!(r.registers <= REGISTERS_OF_384_THREADS, "{r:?}");
     }
 }

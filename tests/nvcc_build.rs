@@ -11,10 +11,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use nvcc::find::{Candidate, Compiler, Missing, Version, candidates, choose};
-use nvcc::resources::{Usage, merge, parse_ptx, parse_ptxas};
+use nvcc::flow::loops_around;
+use nvcc::resources::{Usage, merge, parse_ptx, parse_ptxas, serialised_products};
+use nvcc::sass::{self, Code};
 
 const LOG: &str = include_str!("data/nvcc/resources.ptxas.txt");
 const PTX: &str = include_str!("data/nvcc/resources.ptx");
+const SASS: &str = include_str!("data/nvcc/code.sass.txt");
 
 const VERSION_TEXT: &str = "nvcc: NVIDIA (R) Cuda compiler driver
 Copyright (c) 2005-2025 NVIDIA Corporation
@@ -122,7 +125,7 @@ fn the_first_compiler_that_is_new_enough_is_taken() {
 fn usage(name: &str, arch: &str, figures: [u32; 6]) -> Usage {
     let [registers, shared_bytes, stack_bytes, spill_stores, spill_loads, param_bytes] = figures;
     let (name, arch) = (name.to_string(), arch.to_string());
-    Usage { name, arch, registers, shared_bytes, stack_bytes, spill_stores, spill_loads, param_bytes }
+    Usage { name, arch, registers, shared_bytes, stack_bytes, spill_stores, spill_loads, param_bytes, code: None }
 }
 
 #[test]
@@ -167,6 +170,100 @@ fn output_that_is_not_understood_is_an_error() {
     assert_eq!(parse_ptxas("").unwrap(), []);
 }
 
+/// Two of the lines are ptxas's own, of kernels that add to an accumulator between products, once unrolled and once not.
+#[test]
+fn products_that_wait_for_one_another_are_an_error() {
+    let line = "ptxas info    : (C7511) Potential Performance Loss: wgmma.mma_async instructions are serialized due to \
+                insufficient register resources for the wgmma pipeline in the function 'unrolled'";
+    let injected = "ptxas info    : (C7517) warpgroup.wait is injected in around line 217 by compiler to allow use of \
+                    registers defined by GMMA in function 'touched'";
+    let harmless = "ptxas info    : (C7519) warpgroup.arrive is injected in around line 2512 by compiler to allow use of \
+                    registers in GMMA in function 'other'";
+    let error = serialised_products(&format!("{LOG}{line}\n{injected}\n{line}\n{harmless}\n")).unwrap();
+    for words in ["'unrolled'", "insufficient register resources", "'touched'", "wgmma_fence", "__launch_bounds__"] {
+        assert!(error.contains(words), "{error}");
+    }
+    assert!(!error.contains("'other'") && !error.contains("callee_spills"), "{error}");
+    assert_eq!(serialised_products(&format!("{LOG}{harmless}\n")), None);
+}
+
+#[test]
+fn the_instructions_of_real_machine_code_are_counted() {
+    let found = sass::parse(SASS).unwrap();
+    let names: Vec<&str> = found.keys().map(String::as_str).collect();
+    assert_eq!(names, ["boxes", "local_array", "nested", "once_after_a_wait", "warp_product"]);
+    // Every line with an address, less the padding.
+    let lines = SASS.lines().filter(|line| line.trim().starts_with("/*") && !line.contains("NOP")).count();
+    assert_eq!(found.values().map(|code| code.instructions as usize).sum::<usize>(), lines);
+    let figures = |name: &str| {
+        let Code { wgmma, wgmma_loops, mma, mma_loops, local, tma_loads, tma_stores, .. } = found[name];
+        [wgmma, wgmma_loops, mma, mma_loops, local, tma_loads, tma_stores]
+    };
+    assert_eq!(figures("once_after_a_wait"), [1, 0, 0, 0, 0, 0, 0], "a jump back over the product is no loop");
+    assert_eq!(figures("nested"), [1, 2, 0, 0, 0, 0, 0]);
+    assert_eq!(figures("warp_product"), [0, 0, 1, 1, 0, 0, 0]);
+    assert_eq!(figures("boxes"), [0, 0, 0, 0, 0, 2, 1]);
+    let local = SASS.lines().filter(|line| line.contains(" STL") || line.contains(" LDL")).count();
+    assert!(local >= 2, "the recorded kernel keeps its array in local memory");
+    assert_eq!(figures("local_array"), [0, 0, 0, 0, local as u32, 0, 0]);
+
+    let bad = |text: &str, words: &str| {
+        let error = sass::parse(text).unwrap_err();
+        assert!(error.contains(words), "{error}");
+    };
+    bad(&SASS.replace("/*0010*/", "/*00x0*/"), "not understood");
+    bad(&SASS.replace("BRA `(.L_x_", "BRA `(.L_y_"), "no label .L_y_");
+    bad(&SASS.replace("BRA `(.L_x_", "BRX R2 `(x"), "where it jumps");
+    bad("\t.section\t.text.empty,\"ax\"\nempty:\n", "machine code of empty");
+}
+
+#[test]
+fn the_record_takes_the_machine_code_of_its_kernels() {
+    let mut usages = vec![usage("nested", "sm_90a", [1; 6]), usage("boxes", "sm_90a", [1; 6])];
+    let lines = sass::lines(SASS).unwrap();
+    sass::attach(&lines, &mut usages).unwrap();
+    let found = sass::parse(SASS).unwrap();
+    assert_eq!(usages.iter().map(|u| u.code).collect::<Vec<_>>(), [Some(found["nested"]), Some(found["boxes"])]);
+    for (name, arch) in [("nested", "sm_80"), ("absent", "sm_90a")] {
+        let error = sass::attach(&lines, &mut [usage(name, arch, [1; 6])]).unwrap_err();
+        assert!(error.contains(name) && error.contains(arch), "{error}");
+    }
+    let cut = "nested sm_90a 57 1 2";
+    assert!(sass::attach(cut, &mut usages[..1]).unwrap_err().contains("not understood"));
+    assert!(sass::lines("no text of nvdisasm").is_err());
+}
+
+/// Graphs as lists of edges: loops in a row, in one another, with a shared end, of one node, and code that is not reached.
+#[test]
+fn loops_are_counted_in_any_order_of_the_code() {
+    let loops = |nodes: usize, edges: &[(usize, usize)]| {
+        let mut successors = vec![vec![]; nodes];
+        edges.iter().for_each(|&(from, to)| successors[from].push(to));
+        loops_around(&successors)
+    };
+    assert_eq!(loops(3, &[(0, 1), (1, 2)]), [0, 0, 0]);
+    assert_eq!(loops(3, &[(0, 1), (1, 1), (1, 2)]), [0, 1, 0]);
+    assert_eq!(loops(5, &[(0, 1), (1, 2), (2, 1), (2, 3), (3, 4), (4, 3)]), [0, 1, 1, 1, 1]);
+    assert_eq!(loops(5, &[(0, 1), (1, 2), (2, 3), (3, 2), (3, 1), (3, 4)]), [0, 1, 2, 2, 0]);
+    assert_eq!(loops(4, &[(0, 3), (3, 1), (1, 2), (2, 1), (2, 3)]), [0, 2, 2, 1], "the header stands behind its loop");
+    assert_eq!(loops(4, &[(0, 2), (2, 1), (1, 3), (3, 3)]), [0, 0, 0, 1]);
+    assert_eq!(loops(3, &[(0, 2), (1, 2)]), [0, 0, 0]);
+    assert_eq!(loops(0, &[]), [0; 0]);
+}
+
+#[cfg(unix)]
+#[test]
+fn the_disassembler_beside_nvcc_comes_first() {
+    let find = |files: &'static [&str]| {
+        let variable = |name: &str| (name == "PATH").then(|| OsString::from("/bin:/usr/bin"));
+        let is_file = |path: &Path| files.iter().any(|file| Path::new(file) == path);
+        nvcc::find::beside_or_on_path(Path::new("/cuda/bin/nvcc"), "nvdisasm", &variable, &is_file)
+    };
+    assert_eq!(find(&["/usr/bin/nvdisasm", "/cuda/bin/nvdisasm"]), Some("/cuda/bin/nvdisasm".into()));
+    assert_eq!(find(&["/usr/bin/nvdisasm"]), Some("/usr/bin/nvdisasm".into()));
+    assert_eq!(find(&["/elsewhere/nvdisasm"]), None);
+}
+
 #[test]
 fn parameters_are_laid_out_as_a_c_struct() {
     let bytes = |list: &str| parse_ptx(&format!(".visible .entry k({list})\n{{ ret; }}")).map(|kernels| kernels["k"]);
@@ -208,10 +305,15 @@ echo "$last" >>calls
 if grep -q '^error' "$last"; then echo "$last(1): error: this is what nvcc says" >&2; exit 2; fi
 echo "image of $last" >"$out"
 : >"$keep/x.ptx"
+if grep -q '^serial' "$last"; then echo "ptxas info : wgmma.mma_async instructions are serialized in 'x'" >&2; fi
+for arch in $archs; do
+    printf '\t.target\t%s\n' "$arch" >"$keep/$arch.cubin"
+done
 for kernel in $(sed -n 's/^kernel //p' "$last"); do
     echo ".visible .entry $kernel(.param .u64 p)" >>"$keep/x.ptx"
     for arch in $archs; do
         grep -q '^unrecorded' "$last" && continue
+        printf '\t.section\t.text.%s,"ax"\n /*0000*/ STL [R1], R2 ;\n /*0010*/ EXIT ;\n' "$kernel" >>"$keep/$arch.cubin"
         echo "ptxas info    : Compiling entry function '$kernel' for '$arch'"
         echo "    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads"
         echo "ptxas info    : Used 7 registers, used 0 barriers"
@@ -248,7 +350,15 @@ done >&2
         fn plan(&self) -> Plan {
             let compiler = Compiler { path: self.path("nvcc"), origin: "test".into(), version: version(13, 0, 88) };
             let (root, cache) = (self.path(""), self.path("out"));
-            Plan { compiler, form: Form::Fatbin, root, cache, environment: vec![], workers: 2 }
+            let disassembler = None;
+            Plan { compiler, disassembler, form: Form::Fatbin, root, cache, environment: vec![], workers: 2 }
+        }
+
+        /// Prints what the script for nvcc wrote as machine code.
+        fn disassembler(&self) -> PathBuf {
+            self.write("nvdisasm", "#!/bin/sh\nshift\ncat \"$1\"\n");
+            fs::set_permissions(self.path("nvdisasm"), fs::Permissions::from_mode(0o755)).unwrap();
+            self.path("nvdisasm")
         }
 
         fn compile(&self, plan: &Plan) -> Result<Vec<Image>, String> {
@@ -293,6 +403,15 @@ done >&2
         assert!(tree.compiled(&plan).is_empty());
         assert_eq!(tree.compile(&plan).unwrap().len(), 3);
 
+        assert!(images.iter().all(|image| image.seconds > 0.0));
+        assert!(images.iter().flat_map(|i| &i.usages).all(|u| u.code.is_none()), "nothing showed the machine code");
+        plan.disassembler = Some(tree.disassembler());
+        assert_eq!(tree.compiled(&plan), every, "a disassembler is there now");
+        assert!(tree.compiled(&plan).is_empty());
+        let expected = Code { instructions: 2, local: 1, ..Code::default() };
+        let images = tree.compile(&plan).unwrap();
+        assert!(images.iter().flat_map(|i| &i.usages).all(|u| u.code == Some(expected)));
+
         plan.compiler.version.build += 1;
         assert_eq!(tree.compiled(&plan), every, "another compiler");
         plan.environment.push("NVCC_APPEND_FLAGS=-lineinfo".into());
@@ -331,6 +450,7 @@ done >&2
         fails("kernels/a/bad.cu", "error\n", &["a/bad.cu(1): error: this is what nvcc says", "b/bad.cu(1): error"]);
         fs::remove_file(tree.path("kernels/b/bad.cu")).unwrap();
         fails("kernels/a/silent.cu", "kernel silent\nunrecorded\n", &["silent.cu", "no record of silent for sm_80"]);
+        fails("kernels/a/serial.cu", "kernel x\nserial\n", &["serial.cu", "wait for one another", "'x'"]);
         fails("kernels/a/empty.cu", "\n", &["empty.cu", "no kernel"]);
         fails("kernels/b/again.cu", "kernel one\n", &["kernel one", "kernels/a/one.cu", "kernels/b/again.cu"]);
         assert_eq!(tree.compile(&tree.plan()).unwrap().len(), 3);

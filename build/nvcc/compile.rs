@@ -1,5 +1,5 @@
 //! Runs nvcc on the files that changed, in parallel. What it made stays in `$OUT_DIR/{fatbin,ptx}/FILE/`: the image, the
-//! PTX, the output of `ptxas -v`, and a key over all that went in.
+//! PTX, the output of `ptxas -v`, what the machine code is made of, the time it took, and a key over all that went in.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -11,9 +11,11 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
+use std::time::Instant;
 
 use crate::nvcc::find::Compiler;
 use crate::nvcc::resources::{self, Usage};
+use crate::nvcc::sass;
 use crate::nvcc::sources;
 
 /// Flags of every compilation; the include path and the architectures come on top.
@@ -50,6 +52,8 @@ impl Form {
 /// How to compile.
 pub struct Plan {
     pub compiler: Compiler,
+    /// `nvdisasm`; without it the record says nothing of the machine code.
+    pub disassembler: Option<PathBuf>,
     pub form: Form,
     /// The crate; its `kernels/` is the include path.
     pub root: PathBuf,
@@ -69,6 +73,8 @@ pub struct Image {
     /// What it holds: `sm_80`, or `compute_90` for PTX.
     pub targets: Vec<&'static str>,
     pub usages: Vec<Usage>,
+    /// That nvcc ran, with as many others at the same time as cargo has jobs.
+    pub seconds: f64,
 }
 
 /// Compiles every source that changed. The error holds what nvcc said about each file that failed.
@@ -128,19 +134,24 @@ fn one(plan: &Plan, source: &Path) -> Result<Image, String> {
         write(&made.key, &key)?;
     }
     let parameters = resources::parse_ptx(&read(&made.ptx)?)?;
-    let usages = resources::merge(&read(&made.log)?, &parameters, archs)?;
+    let mut usages = resources::merge(&read(&made.log)?, &parameters, archs)?;
+    if plan.disassembler.is_some() {
+        sass::attach(&read(&made.code)?, &mut usages)?;
+    }
+    let seconds = read(&made.seconds)?.trim().parse().map_err(|e| format!("{}: {e}", made.seconds.display()))?;
     let file = relative.iter().map(|part| part.to_string_lossy()).collect::<Vec<_>>().join("/");
     let (path, targets) = match plan.form {
         Form::Fatbin => (made.fatbin, archs.iter().copied().chain(ptx).collect()),
         Form::Ptx => (made.ptx, vec!["compute_90a"]),
     };
-    Ok(Image { file, path, targets, usages })
+    Ok(Image { file, path, targets, usages, seconds })
 }
 
 /// A hash over all that decides what nvcc makes of a file.
 fn key(plan: &Plan, flags: &[String], source: &Path, kernels: &Path) -> io::Result<String> {
     let mut hasher = DefaultHasher::new();
     (plan.compiler.version.to_string(), flags, &plan.environment).hash(&mut hasher);
+    plan.disassembler.as_ref().map(|_| sass::COLUMNS).hash(&mut hasher);
     for file in sources::closure(source, kernels)? {
         (file.strip_prefix(kernels).unwrap_or(&file), fs::read(&file)?).hash(&mut hasher);
     }
@@ -154,6 +165,9 @@ struct Made {
     /// With a NUL behind it, as the driver expects.
     ptx: PathBuf,
     log: PathBuf,
+    /// Lines of `sass::attach`, where there is a disassembler.
+    code: PathBuf,
+    seconds: PathBuf,
     key: PathBuf,
 }
 
@@ -164,6 +178,8 @@ impl Made {
             fatbin: folder.join("image.fatbin"),
             ptx: folder.join("image.ptx"),
             log: folder.join("ptxas.log"),
+            code: folder.join("code.txt"),
+            seconds: folder.join("seconds"),
             key: folder.join("key"),
         }
     }
@@ -178,6 +194,7 @@ impl Made {
         };
         let steps = self.folder.join("steps");
         fresh(&self.folder).and_then(|()| fresh(&steps)).map_err(|e| format!("{}: {e}", self.folder.display()))?;
+        let start = Instant::now();
         let output = Command::new(&plan.compiler.path)
             .current_dir(&plan.root)
             .env("LC_ALL", "C")
@@ -195,7 +212,14 @@ impl Made {
             let host = if has_host_compiler() { "" } else { "\nnvcc needs g++, which is not there: install it" };
             return Err(format!("nvcc failed (WARPDIFF_NVCC=off builds without CUDA kernels)\n{said}{host}"));
         }
+        if let Some(complaint) = resources::serialised_products(&log) {
+            return Err(complaint);
+        }
+        write(&self.seconds, &format!("{:.3}\n", start.elapsed().as_secs_f64()))?;
         write(&self.log, &log)?;
+        if let Some(disassembler) = &plan.disassembler {
+            write(&self.code, &machine_code(disassembler, &steps)?)?;
+        }
         write(&self.ptx, &format!("{}\0", kept_ptx(&steps)?))?;
         fs::remove_dir_all(&steps).map_err(|e| format!("{}: {e}", steps.display()))
     }
@@ -206,18 +230,42 @@ fn has_host_compiler() -> bool {
     Command::new("g++").arg("--version").output().is_ok()
 }
 
+/// What the machine code among nvcc's intermediate files is made of: the lines of `sass::attach`.
+fn machine_code(disassembler: &Path, steps: &Path) -> Result<String, String> {
+    let mut lines = String::new();
+    for cubin in kept(steps, "cubin")? {
+        let output = Command::new(disassembler)
+            .env("LC_ALL", "C")
+            .arg("-c")
+            .arg(&cubin)
+            .output()
+            .map_err(|e| format!("{} cannot be run: {e}", disassembler.display()))?;
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr);
+            return Err(format!("{} failed on {}\n{said}", disassembler.display(), cubin.display()));
+        }
+        lines += &sass::lines(&String::from_utf8_lossy(&output.stdout))?;
+    }
+    Ok(lines)
+}
+
 /// The PTX among nvcc's intermediate files. Those of several architectures must agree in kernels and parameters.
 fn kept_ptx(steps: &Path) -> Result<String, String> {
-    let entries = fs::read_dir(steps).map_err(|e| format!("{}: {e}", steps.display()))?;
-    let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
-    paths.retain(|path| path.extension().is_some_and(|e| e == "ptx"));
-    paths.sort();
-    let texts = paths.iter().map(|path| read(path)).collect::<Result<Vec<_>, _>>()?;
+    let texts = kept(steps, "ptx")?.iter().map(|path| read(path)).collect::<Result<Vec<_>, _>>()?;
     let layouts = texts.iter().map(|text| resources::parse_ptx(text)).collect::<Result<Vec<_>, _>>()?;
     if layouts.windows(2).any(|pair| pair[0] != pair[1]) {
         return Err("its kernels or their parameters differ between architectures".into());
     }
     texts.into_iter().next_back().ok_or_else(|| "nvcc kept no PTX".into())
+}
+
+/// Intermediate files of one kind, sorted.
+fn kept(steps: &Path, extension: &str) -> Result<Vec<PathBuf>, String> {
+    let entries = fs::read_dir(steps).map_err(|e| format!("{}: {e}", steps.display()))?;
+    let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|e| e == extension));
+    paths.sort();
+    Ok(paths)
 }
 
 fn read(path: &Path) -> Result<String, String> {

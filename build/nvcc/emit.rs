@@ -6,6 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use crate::nvcc::compile::Image;
+use crate::nvcc::resources::Usage;
 
 /// No kernels, and why.
 pub fn missing(generated: &Path, reason: &str) -> Result<(), String> {
@@ -31,13 +32,15 @@ fn source(images: &[Image], compiler: Option<&str>, missing: Option<&str>) -> Re
     writeln!(out, "pub(super) static COMPILER: Option<&str> = {compiler:?};")?;
     writeln!(out, "pub(super) static MISSING: Option<&str> = {missing:?};")?;
     writeln!(out, "pub(super) static IMAGES: &[KernelImage] = &[")?;
-    for Image { file, path, targets, usages } in images {
+    for Image { file, path, targets, usages, seconds } in images {
         let mut names: Vec<&str> = usages.iter().map(|usage| usage.name.as_str()).collect();
         names.dedup();
+        let seconds = (seconds * 100.0).round() / 100.0;
         let bytes = format!("&Aligned(*include_bytes!({:?})).0", path.to_string_lossy());
         writeln!(
             out,
-            "    KernelImage {{ file: {file:?}, bytes: {bytes}, targets: &{targets:?}, kernels: &{names:?} }},"
+            "    KernelImage {{ file: {file:?}, bytes: {bytes}, targets: &{targets:?}, kernels: &{names:?}, \
+             nvcc_seconds: {seconds:?} }},"
         )?;
     }
     writeln!(out, "];\npub(super) static RECORD: &[KernelRecord] = &[")?;
@@ -45,7 +48,7 @@ fn source(images: &[Image], compiler: Option<&str>, missing: Option<&str>) -> Re
         writeln!(
             out,
             "    KernelRecord {{ name: {:?}, arch: {:?}, registers: {}, shared_bytes: {}, stack_bytes: {}, spill_stores: {}, \
-             spill_loads: {}, param_bytes: {} }},",
+             spill_loads: {}, param_bytes: {}, code: {} }},",
             usage.name,
             usage.arch,
             usage.registers,
@@ -54,8 +57,14 @@ fn source(images: &[Image], compiler: Option<&str>, missing: Option<&str>) -> Re
             usage.spill_stores,
             usage.spill_loads,
             usage.param_bytes,
+            code(usage),
         )?;
     }
     writeln!(out, "];")?;
     Ok(out)
+}
+
+fn code(usage: &Usage) -> String {
+    // The fields of `Code` and of `MachineCode` have the same names.
+    usage.code.map_or("None".into(), |code| format!("Some({code:?})").replace("Code {", "MachineCode {"))
 }

@@ -118,6 +118,23 @@ pub fn candidates(
     Ok(found.into_iter().filter(|(path, _)| is_file(path)).map(|(path, origin)| Candidate { path, origin }).collect())
 }
 
+/// Another program of the toolkit: beside nvcc, else on `PATH`.
+pub fn beside_or_on_path(
+    nvcc: &Path,
+    program: &str,
+    variable: &dyn Fn(&str) -> Option<OsString>,
+    is_file: &dyn Fn(&Path) -> bool,
+) -> Option<PathBuf> {
+    let program = format!("{program}{}", std::env::consts::EXE_SUFFIX);
+    let folders = variable(PATH).unwrap_or_default();
+    let beside = nvcc.parent().map(Path::to_path_buf);
+    beside
+        .into_iter()
+        .chain(std::env::split_paths(&folders))
+        .map(|folder| folder.join(&program))
+        .find(|path| is_file(path))
+}
+
 /// Those paths whose name is `prefix` and a version, the highest version first.
 fn newest_first(paths: Vec<PathBuf>, prefix: &str) -> Vec<PathBuf> {
     let version = |path: &PathBuf| -> Option<Vec<u32>> {

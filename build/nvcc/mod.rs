@@ -1,6 +1,7 @@
 //! The kernels for the GPU: finds nvcc, compiles each `kernels/**/*.cu` (but `kernels/sim/`) into one image, and writes
 //! `$OUT_DIR/kernels.rs`, which `src/backend/gpu/kernels.rs` includes: the images, and what each kernel takes of the
-//! hardware. Tests that need kernels are ignored where `cfg(cuda_kernels)` is not set.
+//! hardware. Tests that need kernels are ignored where `cfg(cuda_kernels)` is not set; those that look at the machine code,
+//! where `cfg(cuda_machine_code)` is not, because there is no nvdisasm.
 //!
 //! Environment: `NVCC`, `CUDA_HOME`, `CUDA_PATH` and `PATH` say where nvcc is (see [`find`]); `WARPDIFF_NVCC=off` leaves
 //! the kernels out; `WARPDIFF_KERNELS=ptx` embeds PTX for sm_90a instead of machine code; nvcc itself reads
@@ -9,7 +10,9 @@
 pub mod compile;
 pub mod emit;
 pub mod find;
+pub mod flow;
 pub mod resources;
+pub mod sass;
 pub mod sources;
 
 use std::env;
@@ -35,7 +38,7 @@ fn run() -> Result<(), String> {
     let root = PathBuf::from(variable("CARGO_MANIFEST_DIR").ok_or("CARGO_MANIFEST_DIR is not set: run cargo")?);
     let out = PathBuf::from(variable("OUT_DIR").ok_or("OUT_DIR is not set: run cargo")?);
     println!("cargo::rerun-if-changed=kernels");
-    println!("cargo::rustc-check-cfg=cfg(cuda_kernels)");
+    println!("cargo::rustc-check-cfg=cfg(cuda_kernels, cuda_machine_code)");
     for name in ["WARPDIFF_NVCC", "WARPDIFF_KERNELS", "NVCC", "CUDA_HOME", "CUDA_PATH"] {
         println!("cargo::rerun-if-env-changed={name}");
     }
@@ -61,7 +64,13 @@ fn run() -> Result<(), String> {
             if compiler.origin == find::PATH {
                 println!("cargo::rerun-if-env-changed=PATH");
             }
+            let disassembler = find::beside_or_on_path(&compiler.path, "nvdisasm", &variable, &Path::is_file);
+            match &disassembler {
+                Some(path) => println!("cargo::rerun-if-changed={}", path.display()),
+                None => println!("cargo::rerun-if-env-changed=PATH"),
+            }
             let plan = Plan {
+                disassembler,
                 form: Form::from_variable(variable("WARPDIFF_KERNELS").as_deref())?,
                 root,
                 cache: out,
@@ -71,6 +80,9 @@ fn run() -> Result<(), String> {
             };
             let images = compile::all(&plan, &sources)?;
             println!("cargo::rustc-cfg=cuda_kernels");
+            if plan.disassembler.is_some() {
+                println!("cargo::rustc-cfg=cuda_machine_code");
+            }
             emit::images(&generated, &plan.compiler.to_string(), &images)
         }
     }

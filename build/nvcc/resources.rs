@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::nvcc::sass::Code;
+
 /// One kernel on one architecture. Bytes are per thread, shared memory per block.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
@@ -16,6 +18,26 @@ pub struct Usage {
     pub spill_loads: u32,
     /// From the PTX; 0 in the output of [`parse_ptxas`].
     pub param_bytes: u32,
+    /// From the disassembler, where there is one.
+    pub code: Option<Code>,
+}
+
+/// What ptxas says where the products of a warpgroup wait for one another, which makes them several times slower. To
+/// ptxas that is information, not a warning, so that -Werror lets it pass. Compute capability 9.0 only.
+const SERIALISED: [&str; 2] = ["wgmma.mma_async instructions are serialized", "warpgroup.wait is injected"];
+
+/// The error for a log that tells of products that wait for one another: which kernels, why, and what to do.
+pub fn serialised_products(log: &str) -> Option<String> {
+    let mut lines: Vec<&str> = log.lines().filter(|line| SERIALISED.iter().any(|said| line.contains(said))).collect();
+    lines.dedup();
+    if lines.is_empty() {
+        return None;
+    }
+    Some(format!(
+        "ptxas makes the wgmma products of a kernel wait for one another\n{}\nbetween wgmma_fence and wgmma_wait, leave the \
+         accumulators alone, call nothing that is not inlined, and keep within the registers of __launch_bounds__",
+        lines.join("\n")
+    ))
 }
 
 /// Reads the output of `ptxas -v`. Functions that were not inlined count for the kernel that they were compiled with:

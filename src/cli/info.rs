@@ -149,7 +149,9 @@ fn list_kernels(json: bool) -> Result<ExitCode> {
         if let Some(reason) = kernels::missing() {
             eprintln!("no CUDA kernels: {reason}");
         }
-        format!("{:#}\n", serde_json::json!({"kernels": kernels::record()}))
+        let file = |image: &kernels::KernelImage| serde_json::json!({"file": image.file, "kernels": image.kernels, "nvcc_seconds": image.nvcc_seconds});
+        let files: Vec<_> = kernels::images().iter().map(file).collect();
+        format!("{:#}\n", serde_json::json!({"kernels": kernels::record(), "files": files}))
     } else {
         kernel_table()
     };
@@ -161,17 +163,59 @@ fn list_kernels(json: bool) -> Result<ExitCode> {
 }
 
 fn kernel_table() -> String {
-    let head =
-        ["kernel", "arch", "registers", "shared bytes", "stack bytes", "spill stores", "spill loads", "param bytes"];
+    let head = [
+        "kernel",
+        "arch",
+        "registers",
+        "shared bytes",
+        "stack bytes",
+        "spill stores",
+        "spill loads",
+        "param bytes",
+        "instructions",
+        "wgmma (loops)",
+        "mma (loops)",
+        "local",
+        "TMA loads",
+        "TMA stores",
+    ];
     let mut rows = vec![head.map(String::from)];
     rows.extend(kernels::record().iter().map(|r| {
         let figures = [r.registers, r.shared_bytes, r.stack_bytes, r.spill_stores, r.spill_loads, r.param_bytes];
         let [registers, shared, stack, stores, loads, parameters] = figures.map(|n| n.to_string());
-        [r.name.into(), r.arch.into(), registers, shared, stack, stores, loads, parameters]
+        let code = r.code.map(|c| {
+            let within = |products: u32, loops: u32| format!("{products} ({loops})");
+            let [instructions, local, tma_loads, tma_stores] =
+                [c.instructions, c.local, c.tma_loads, c.tma_stores].map(|n| n.to_string());
+            [instructions, within(c.wgmma, c.wgmma_loops), within(c.mma, c.mma_loops), local, tma_loads, tma_stores]
+        });
+        let [instructions, wgmma, mma, local, tma_loads, tma_stores] = code.unwrap_or(["-"; 6].map(String::from));
+        let (name, arch) = (r.name.into(), r.arch.into());
+        [
+            name,
+            arch,
+            registers,
+            shared,
+            stack,
+            stores,
+            loads,
+            parameters,
+            instructions,
+            wgmma,
+            mma,
+            local,
+            tma_loads,
+            tma_stores,
+        ]
     }));
     let mut text = format!("CUDA kernels: {}\n", kernel_summary());
     if rows.len() == 1 {
         return text;
+    }
+    let (files, seconds) = (kernels::images().len(), kernels::nvcc_seconds());
+    text += &format!("  {files} files took nvcc {seconds:.1} s, added up\n");
+    if kernels::record().iter().any(|r| r.code.is_none()) {
+        text += "  nvdisasm was not found, so the machine code was not looked at; scripts/setup-cuda installs it\n";
     }
     let widths: Vec<usize> =
         (0..head.len()).map(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or(0)).collect();

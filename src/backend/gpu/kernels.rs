@@ -11,6 +11,8 @@ pub struct KernelImage {
     pub targets: &'static [&'static str],
     /// Its kernels, sorted.
     pub kernels: &'static [&'static str],
+    /// How long nvcc took, in seconds, with as many others at the same time as cargo had jobs.
+    pub nvcc_seconds: f64,
 }
 
 /// What one kernel takes on one architecture, as ptxas reported it when the crate was built.
@@ -32,10 +34,34 @@ pub struct KernelRecord {
     pub spill_loads: u32,
     /// Bytes of the parameters.
     pub param_bytes: u32,
+    /// What the machine code is made of; `None` where the build found no nvdisasm.
+    pub code: Option<MachineCode>,
+}
+
+/// Instructions of one kernel on one architecture, counted in what nvdisasm shows; no-operations do not count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct MachineCode {
+    /// All of them.
+    pub instructions: u32,
+    /// Matrix products of a warpgroup (HGMMA, and its kin of other types).
+    pub wgmma: u32,
+    /// How many loops lie around the innermost of them; 0 where they run once.
+    pub wgmma_loops: u32,
+    /// Matrix products of a warp (HMMA, and its kin of other types).
+    pub mma: u32,
+    /// How many loops lie around the innermost of them.
+    pub mma_loops: u32,
+    /// Loads and stores of local memory (LDL, STL).
+    pub local: u32,
+    /// Loads through tensor maps (UTMALDG).
+    pub tma_loads: u32,
+    /// Stores and reductions through tensor maps (UTMASTG, UTMAREDG).
+    pub tma_stores: u32,
 }
 
 mod embedded {
-    use super::{KernelImage, KernelRecord};
+    #[allow(unused_imports)] // No record, or no machine code in it.
+    use super::{KernelImage, KernelRecord, MachineCode};
     include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 }
 
@@ -52,6 +78,11 @@ pub fn record() -> &'static [KernelRecord] {
 /// The image that holds a kernel.
 pub fn image_of(kernel: &str) -> Option<&'static KernelImage> {
     images().iter().find(|image| image.kernels.contains(&kernel))
+}
+
+/// Seconds that nvcc took for all images, added up.
+pub fn nvcc_seconds() -> f64 {
+    images().iter().map(|image| image.nvcc_seconds).sum()
 }
 
 /// Version of the nvcc that compiled the images, and where it was found.

@@ -1,4 +1,5 @@
-//! Group normalisation: one kernel where a slice of an image fits on chip, else blocks of rows with partial sums.
+//! Group normalisation: one kernel where a slice of an image fits on chip, else blocks of rows with partial sums; or,
+//! where the producers of x left moments, blocks of rows that read x once.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -22,6 +23,75 @@ const WORTHWHILE: usize = 16 * BLOCK;
 const MAX_CHUNKS: usize = 256;
 /// Accesses that a thread makes, at least, where rows are split.
 const ROWS_PER_LANE: usize = 4;
+/// Bytes of a channel's moments over one part: see `PartMoments` of `kernels/norm/source.cuh`.
+const PART_BYTES: usize = 8;
+/// Bytes of activations that a block reads for each byte of moments, where it merges them itself.
+const BYTES_PER_PART_BYTE: usize = 4;
+/// Parts of an image, at most, that every block merges for itself: those of 64x64 pixels in patches of 128. With more,
+/// the image is so large that another launch does not show, and the rows above would leave too few blocks.
+const MERGED_BY_BLOCKS: usize = 32;
+
+/// Moments of the values that the producer of a tensor stored: `struct PartMoments [N, parts, C]`, parts in rows of
+/// patches that are cut off at the right and the bottom of an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct PartialMoments {
+    /// Where they lie.
+    pub at: DevicePtr,
+    /// Pixels of a part: width and height.
+    pub patch: (usize, usize),
+}
+
+impl PartialMoments {
+    /// Parts side by side, and of an image of this width and height.
+    fn parts(&self, (width, height): (usize, usize)) -> (usize, usize) {
+        let parts_x = width.div_ceil(self.patch.0);
+        (parts_x, parts_x * height.div_ceil(self.patch.1))
+    }
+}
+
+/// A tensor that x consists of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Source {
+    /// `[N, H, W, channels]`, dense.
+    pub x: DevicePtr,
+    /// Its channels.
+    pub channels: usize,
+    /// What its producer measured. The norm reads x for statistics unless every source has them.
+    pub moments: Option<PartialMoments>,
+}
+
+/// The input of a norm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Input {
+    /// N.
+    pub images: usize,
+    /// Width and height of an image.
+    pub size: (usize, usize),
+    /// The channels of the first, then those of the second.
+    pub first: Source,
+    /// Of a concatenation that nobody wrote.
+    pub second: Option<Source>,
+}
+
+impl Input {
+    fn sources(&self) -> impl Iterator<Item = Source> {
+        std::iter::once(self.first).chain(self.second)
+    }
+
+    fn channels(&self) -> usize {
+        self.sources().map(|source| source.channels).sum()
+    }
+
+    fn pixels(&self) -> usize {
+        self.size.0 * self.size.1
+    }
+
+    /// The most parts that any source has; `None` where a source has no moments.
+    fn parts(&self) -> Option<usize> {
+        let parts = |source: Source| Some(source.moments?.parts(self.size).1);
+        self.sources().map(parts).try_fold(0, |most, parts| Some(most.max(parts?)))
+    }
+}
 
 /// `struct Affine` of `kernels/norm/affine.cuh`.
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -32,11 +102,39 @@ struct Affine {
     scale_shift: DevicePtr,
 }
 
+/// `struct NormSource` of `kernels/norm/source.cuh`.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct NormSource {
+    x: DevicePtr,
+    moments: DevicePtr,
+    channels: u32,
+    parts_x: u32,
+    parts: u32,
+    patch_w: u32,
+    patch_h: u32,
+    padding: u32,
+}
+
+impl NormSource {
+    fn new(source: Source, size: (usize, usize)) -> Self {
+        let mut args = Self { x: source.x, channels: source.channels as u32, ..Self::zeroed() };
+        if let Some(moments) = source.moments {
+            let (parts_x, parts) = moments.parts(size);
+            args.moments = moments.at;
+            (args.parts_x, args.parts) = (parts_x as u32, parts as u32);
+            (args.patch_w, args.patch_h) = (moments.patch.0 as u32, moments.patch.1 as u32);
+        }
+        args
+    }
+}
+
 /// `struct NormArgs` of `kernels/norm/group_norm.cu`.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 struct NormArgs {
-    x: DevicePtr,
+    first: NormSource,
+    second: NormSource,
     affine: Affine,
     y: DevicePtr,
     statistics: DevicePtr,
@@ -54,7 +152,7 @@ struct NormArgs {
     silu: u32,
     eps: f32,
     images: u32,
-    padding: u32,
+    width: u32,
 }
 
 /// `struct NormGradArgs` of `kernels/norm/group_norm_grad.cu`.
@@ -106,17 +204,47 @@ struct Cut {
     element: usize,
 }
 
+/// A way to the statistics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// A block sees all pixels of its slice and keeps them.
+    Fused,
+    /// Partial moments of blocks of rows, merged by a second launch.
+    Split,
+    /// Every block merges the moments that the producers left.
+    Given,
+    /// One launch merges them for all blocks.
+    Combined,
+}
+
 impl Cut {
-    /// `tensors`: how many tensors of the shape a fused block keeps.
+    /// The cut of one dense tensor. `tensors`: how many of the shape a fused block keeps.
     fn new(shape: Shape, groups: usize, element: usize, tensors: usize) -> Self {
-        let (pixels, channels) = (shape.pixels(), shape.channels());
+        Self::of_pixels(shape.pixels(), &[shape.channels()], groups, element, tensors)
+    }
+
+    /// The cut of a norm's input, and the way to its statistics.
+    fn of_input(input: &Input, groups: usize, element: usize) -> (Self, Way) {
+        let channels: Vec<usize> = input.sources().map(|source| source.channels).collect();
+        let cut = Self::of_pixels(input.pixels(), &channels, groups, element, 1);
+        match input.parts() {
+            Some(parts) if parts <= MERGED_BY_BLOCKS => (cut.given(input, parts), Way::Given),
+            // Fused blocks are as good with moments as without.
+            Some(_) if !cut.fused => (cut, Way::Combined),
+            _ if cut.fused => (cut, Way::Fused),
+            _ => (cut, Way::Split),
+        }
+    }
+
+    fn of_pixels(pixels: usize, sources: &[usize], groups: usize, element: usize, tensors: usize) -> Self {
+        let channels: usize = sources.iter().sum();
         let width = channels / groups;
         let widest = 16 / element;
-        let vector = if channels.is_multiple_of(widest) { widest } else { 1 };
+        let vector = if sources.iter().all(|channels| channels.is_multiple_of(widest)) { widest } else { 1 };
         // Whole groups and whole vectors; it divides C, because both do.
         let unit = width * vector / gcd(width, vector);
         let pixel_bytes = |slice: usize| slice * element * tensors;
-        let mut slice = (unit * SECTOR.div_ceil(unit * element)).min(channels);
+        let mut slice = narrowest(unit, element).min(channels);
         let fused = pixels * pixel_bytes(slice) <= ON_CHIP && slice / vector <= BLOCK;
         if fused {
             while pixels * pixel_bytes(slice) < WORTHWHILE && slice < channels && 2 * slice / vector <= BLOCK {
@@ -128,16 +256,25 @@ impl Cut {
         }
         let lanes = (BLOCK * vector / slice).max(1);
         let chunk_rows = if fused { pixels } else { (ROWS_PER_LANE * lanes).max(pixels.div_ceil(MAX_CHUNKS)) };
-        Self {
-            vector,
-            width,
-            fused,
-            slice,
-            slices: channels.div_ceil(slice),
-            chunk_rows,
-            chunks: pixels.div_ceil(chunk_rows),
-            element,
+        let (slices, chunks) = (channels.div_ceil(slice), pixels.div_ceil(chunk_rows));
+        Self { vector, width, fused, slice, slices, chunk_rows, chunks, element }
+    }
+
+    /// Blocks that merge `parts` themselves: narrow slices, so that one image gives many of them, and rows enough for the
+    /// moments to be a small part of what a block reads.
+    fn given(self, input: &Input, parts: usize) -> Self {
+        let (pixels, channels) = (input.pixels(), input.channels());
+        let unit = self.width * self.vector / gcd(self.width, self.vector);
+        let mut slice = narrowest(unit, self.element).min(channels);
+        let least = (BYTES_PER_PART_BYTE * PART_BYTES * parts).div_ceil(self.element).min(pixels);
+        let worthwhile = |slice: usize| least * slice * self.element >= WORTHWHILE;
+        while !worthwhile(slice) && slice < channels && 2 * slice / self.vector <= BLOCK {
+            slice = (2 * slice).min(channels);
         }
+        let lanes = (BLOCK * self.vector / slice).max(1);
+        let chunk_rows = least.max(ROWS_PER_LANE * lanes).min(pixels);
+        let (slices, chunks) = (channels.div_ceil(slice), pixels.div_ceil(chunk_rows));
+        Self { fused: false, slice, slices, chunk_rows, chunks, ..self }
     }
 
     /// Columns of a full slice.
@@ -184,6 +321,11 @@ impl Cut {
     }
 }
 
+/// Channels of the narrowest slice worth reading, in whole units.
+fn narrowest(unit: usize, element: usize) -> usize {
+    unit * SECTOR.div_ceil(unit * element)
+}
+
 fn gcd(a: usize, b: usize) -> usize {
     if b == 0 { a } else { gcd(b, a % b) }
 }
@@ -203,24 +345,37 @@ pub(super) fn lower(ctx: &mut Lowering, node: &Node) -> Result<(), BackendError>
 }
 
 fn forward(ctx: &mut Lowering, node: &Node, norm: &GroupNorm) {
-    let (shape, dtype) = (ctx.shape(node.inputs[0]), ctx.dtype());
-    let cut = Cut::new(shape, norm.groups, ctx.act_bytes(), 1);
-    let images = shape.batch();
-    let (partials, low) = if cut.fused {
-        (DevicePtr::NULL, DevicePtr::NULL)
-    } else {
-        (ctx.scratch(images * cut.chunks * norm.groups * 16), ctx.scratch(images * norm.groups * 4))
+    let shape = ctx.shape(node.inputs[0]);
+    let first = Source { x: ctx.ptr(node.inputs[0]), channels: shape.channels(), moments: None };
+    // Only patches ask where a row of pixels ends.
+    let input = Input { images: shape.batch(), size: (shape.pixels(), 1), first, second: None };
+    forward_of(ctx, node, norm, &input);
+}
+
+/// The forward pass of a node on an input that need not be its first operand.
+pub(super) fn forward_of(ctx: &mut Lowering, node: &Node, norm: &GroupNorm, input: &Input) {
+    let dtype = ctx.dtype();
+    let (cut, way) = Cut::of_input(input, norm.groups, ctx.act_bytes());
+    let images = input.images;
+    let partials = match way {
+        Way::Split => ctx.scratch(images * cut.chunks * norm.groups * 16),
+        Way::Fused | Way::Given | Way::Combined => DevicePtr::NULL,
+    };
+    let low = match way {
+        Way::Split | Way::Combined => ctx.scratch(images * norm.groups * 4),
+        Way::Fused | Way::Given => DevicePtr::NULL,
     };
     let args = NormArgs {
-        x: ctx.ptr(node.inputs[0]),
+        first: NormSource::new(input.first, input.size),
+        second: input.second.map_or(NormSource::zeroed(), |second| NormSource::new(second, input.size)),
         affine: affine(ctx, node, 1, norm),
         y: ctx.ptr(node.outputs[0]),
         statistics: ctx.ptr(node.outputs[1]),
         partials,
         low,
-        inverse_count: 1.0 / (shape.pixels() * cut.width) as f64,
-        pixels: shape.pixels() as u32,
-        channels: shape.channels() as u32,
+        inverse_count: 1.0 / (input.pixels() * cut.width) as f64,
+        pixels: input.pixels() as u32,
+        channels: input.channels() as u32,
         groups: norm.groups as u32,
         slice: cut.slice as u32,
         slices: cut.slices as u32,
@@ -230,17 +385,27 @@ fn forward(ctx: &mut Lowering, node: &Node, norm: &GroupNorm) {
         silu: u32::from(norm.silu),
         eps: norm.eps as f32,
         images: images as u32,
-        padding: 0,
+        width: input.size.0 as u32,
     };
     let (grid, block) = (cut.grid(images), cut.block() as u32);
-    if cut.fused {
-        let shared = cut.slice / cut.width * 16 + cut.runs_bytes() + cut.slab(1);
-        ctx.launch(&cut.kernel("norm_fused", dtype), grid, block, shared as u32, &args);
-        return;
+    let (whole, all_groups) = (BLOCK as u32, warps(images * norm.groups));
+    let statistics_bytes = cut.slice / cut.width * 16;
+    match way {
+        Way::Fused => {
+            let shared = statistics_bytes + cut.runs_bytes() + cut.slab(1);
+            ctx.launch(&cut.kernel("norm_fused", dtype), grid, block, shared as u32, &args);
+        }
+        Way::Given => ctx.launch(&cut.kernel("norm_given", dtype), grid, block, statistics_bytes as u32, &args),
+        Way::Split => {
+            ctx.launch(&cut.kernel("norm_moments", dtype), grid, block, cut.runs_bytes() as u32, &args);
+            ctx.launch("norm_finish_f32", all_groups, whole, 0, &args);
+            ctx.launch(&cut.kernel("norm_apply", dtype), grid, block, 0, &args);
+        }
+        Way::Combined => {
+            ctx.launch("norm_combine_f32", all_groups, whole, 0, &args);
+            ctx.launch(&cut.kernel("norm_apply", dtype), grid, block, 0, &args);
+        }
     }
-    ctx.launch(&cut.kernel("norm_moments", dtype), grid, block, cut.runs_bytes() as u32, &args);
-    ctx.launch("norm_finish_f32", warps(images * norm.groups), BLOCK as u32, 0, &args);
-    ctx.launch(&cut.kernel("norm_apply", dtype), grid, block, 0, &args);
 }
 
 /// Inputs: dy, x, gamma, beta, (scale_shift), statistics.
