@@ -2,11 +2,13 @@
 
 mod bench;
 mod compare;
+mod convert;
 mod demo;
 mod device;
 mod info;
 mod interrupt;
 mod memory;
+mod model;
 mod nll;
 mod parse;
 mod presets;
@@ -49,6 +51,8 @@ enum Command {
     Verify(verify::Args),
     /// Compare two devices operation by operation: which kernel is off, and by how much.
     Compare(compare::Args),
+    /// Write any model that can be read as a diffusers folder.
+    Convert(convert::Args),
     /// What this machine offers; with a model folder, what it holds.
     Info(info::Args),
     /// Measure speed and memory.
@@ -65,6 +69,7 @@ pub fn main() -> ExitCode {
         Command::Nll(args) => nll::run(&args, cli.quiet),
         Command::Info(args) => info::run(&args),
         Command::Compare(args) => compare::run(&args, cli.quiet),
+        Command::Convert(args) => convert::run(&args, cli.quiet),
         Command::Bench(args) => bench::run(&args, cli.quiet),
         Command::Verify(args) => verify::run(&args, cli.quiet),
     };

@@ -88,6 +88,13 @@ impl WeightSource {
         Ok(Self { path: index.to_path_buf(), files, tensors })
     }
 
+    /// Forgets every tensor of these names.
+    pub fn leave_out(&mut self, names: &[String]) {
+        for name in names {
+            self.tensors.remove(name);
+        }
+    }
+
     /// The file that was found: a safetensors file or an index.
     pub fn path(&self) -> &Path {
         &self.path
