@@ -13,6 +13,7 @@ use warpdiff::backend::cpu::Cpu;
 use warpdiff::io::{HostTensor, TensorData, TensorFile, TensorView, WeightSource, safetensors_write};
 use warpdiff::model::{ModelError, ModelFolder, StoredAs, convert, read_config, read_weights};
 use warpdiff::program::parameters;
+use warpdiff::unet::{DownBlock, SampleSize, UNetConfig, UpBlock};
 use warpdiff::verify::{Status, verify_case, verify_case_leniently};
 
 const WEIGHTS: &str = "unet/diffusion_pytorch_model.safetensors";
@@ -109,6 +110,29 @@ fn the_differences_are_listed_together() {
         ],
     );
     assert!(!run.stderr.contains("extra.20") && !run.stderr.contains("--lenient"), "{}", run.stderr);
+}
+
+#[test]
+fn configurations_of_the_first_releases_are_understood() {
+    let text = r#"{"_class_name": "UNetUnconditionalModel", "image_size": 32, "block_channels": [32, 64], "num_res_blocks": 1,
+        "down_blocks": ["UNetResDownBlock2D", "UNetResAttnDownBlock2D"],
+        "up_blocks": ["UNetResAttnUpBlock2D", "UNetResUpBlock2D"],
+        "resnet_eps": 1e-06, "downscale_freq_shift": 1, "num_head_channels": null}"#;
+    let config = UNetConfig::from_json(text).unwrap();
+    let expected = UNetConfig {
+        sample_size: Some(SampleSize::Side(32)),
+        block_out_channels: vec![32, 64],
+        layers_per_block: 1,
+        down_block_types: vec![DownBlock::Plain, DownBlock::Attention],
+        up_block_types: vec![UpBlock::Attention, UpBlock::Plain],
+        norm_eps: 1e-6,
+        freq_shift: 1.0,
+        attention_head_dim: None,
+        ..UNetConfig::default()
+    };
+    assert_eq!(config, expected);
+    let error = UNetConfig::from_json(&text.replace("\"resnet_eps", "\"norm_eps\": 1e-5, \"resnet_eps"));
+    assert!(error.unwrap_err().to_string().contains("resnet_eps"));
 }
 
 /// A model with a tensor and two keys that nobody knows.

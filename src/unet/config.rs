@@ -216,6 +216,7 @@ impl UNetConfig {
     pub fn from_json_lenient(text: &str) -> Result<(Self, Vec<String>), ConfigError> {
         let mut map: Map<String, Value> = serde_json::from_str(text)?;
         check_class(&map)?;
+        rename_old_keys(&mut map);
         strip_old_prefixes(&mut map);
         check_enums(&map)?;
         let default = serde_json::to_value(Self { null_class: Some(0), ..Self::default() })?;
@@ -386,6 +387,29 @@ fn check_class(map: &Map<String, Value>) -> Result<(), ConfigError> {
         None => Ok(()),
         Some(Value::String(s)) if s == "UNet2DModel" || s == "UNetUnconditionalModel" => Ok(()),
         Some(other) => Err(unsupported("_class_name", other, "UNet2DModel")),
+    }
+}
+
+/// Names of keys before diffusers 0.1 (July 2022), and what they became.
+const OLD_KEYS: [(&str, &str); 8] = [
+    ("image_size", "sample_size"),
+    ("block_channels", "block_out_channels"),
+    ("down_blocks", "down_block_types"),
+    ("up_blocks", "up_block_types"),
+    ("num_res_blocks", "layers_per_block"),
+    ("resnet_eps", "norm_eps"),
+    ("downscale_freq_shift", "freq_shift"),
+    ("num_head_channels", "attention_head_dim"),
+];
+
+/// An old name beside its successor stays, and is unknown.
+fn rename_old_keys(map: &mut Map<String, Value>) {
+    for (old, new) in OLD_KEYS {
+        if !map.contains_key(new)
+            && let Some(value) = map.remove(old)
+        {
+            map.insert(new.into(), value);
+        }
     }
 }
 
