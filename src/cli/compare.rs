@@ -10,6 +10,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 use super::device::{Device, DeviceArgs};
+use super::model::ModelArgs;
 use crate::backend::Precision;
 use crate::compare::program::{Workload, record};
 use crate::compare::{OpReport, compare_operations};
@@ -28,8 +29,8 @@ enum Oracle {
 
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// A model folder.
-    model: PathBuf,
+    #[command(flatten)]
+    model: ModelArgs,
     /// What to compare with.
     #[arg(long, value_enum, default_value = "ref")]
     a: Oracle,
@@ -70,7 +71,7 @@ pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
     let oracle = if args.a == Oracle::Ref { Device::Ref } else { Device::Cpu };
     let device = |device, precision| DeviceArgs { device, precision, threads: args.threads }.backend();
     let (a, b) = (device(oracle, Precision::F32)?, device(args.b, args.precision)?);
-    let model = ModelFolder::open(&args.model)?;
+    let model = args.model.open()?;
     let (h, w) = model.config.height_width().unwrap_or((32, 32));
     let batch = Batch { n: args.batch as usize, h, w };
     let objective = if args.train { Some(Arc::new(objective(&model)?)) } else { None };

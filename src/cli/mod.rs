@@ -2,12 +2,14 @@
 
 mod bench;
 mod compare;
+mod convert;
 mod demo;
 mod device;
 mod explain;
 mod info;
 mod interrupt;
 mod memory;
+mod model;
 mod nll;
 mod parse;
 mod presets;
@@ -52,6 +54,8 @@ enum Command {
     Verify(verify::Args),
     /// Compare two devices operation by operation: which kernel is off, and by how much.
     Compare(compare::Args),
+    /// Write any model that can be read as a diffusers folder.
+    Convert(convert::Args),
     /// What this machine offers; with a model folder, what it holds.
     Info(info::Args),
     /// Which kernel computes what, why, and how long it should take: a convolution, a product, a network.
@@ -71,6 +75,7 @@ pub fn main() -> ExitCode {
         Command::Info(args) => info::run(&args),
         Command::Explain(args) => explain::run(&args),
         Command::Compare(args) => compare::run(&args, cli.quiet),
+        Command::Convert(args) => convert::run(&args, cli.quiet),
         Command::Bench(args) => bench::run(&args, cli.quiet),
         Command::Verify(args) => verify::run(&args, cli.quiet),
     };
