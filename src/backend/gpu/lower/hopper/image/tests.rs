@@ -1,4 +1,5 @@
-//! Every candidate of a product in the simulator: all have the same bits, and they are those of the definition to rounding.
+//! Every candidate of a product in the simulator: all have the same bits, and they are those of the definition to
+//! rounding.
 
 use super::*;
 use crate::backend::gpu::choice::image::candidates;
@@ -91,7 +92,7 @@ impl Problem {
     }
 
     fn candidates(&self, limits: &DeviceLimits) -> Vec<ImageChoice> {
-        let problem = self.product(&vec![DevicePtr::NULL; 2]).problem(Precision::Bf16, self.residual.is_some());
+        let problem = self.product(&[DevicePtr::NULL; 2]).problem(Precision::Bf16, self.residual.is_some());
         takes_image(&problem, limits).unwrap();
         candidates(&problem, limits)
     }
