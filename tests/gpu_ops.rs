@@ -11,6 +11,7 @@ mod gpu {
     mod graphs;
     mod linear;
     mod norm;
+    mod norm_sources;
     mod optim;
     mod sampling;
 }
