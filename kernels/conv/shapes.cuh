@@ -1,4 +1,4 @@
-// The block tiles of this family. Mirrored by src/backend/gpu/lower/tiles.rs, which chooses among them.
+// The block tiles of this family. Mirrored by src/backend/gpu/choice/mma.rs, which chooses among them.
 //
 // Every instantiation costs compile time and a place in the choice, so each has a reason:
 //   large   the highest arithmetic intensity; needs many tiles. No totals: they would cost half the resident warps

@@ -3,11 +3,14 @@
 mod bench;
 mod compare;
 mod compare_fp8;
+mod convert;
 mod demo;
 mod device;
+mod explain;
 mod info;
 mod interrupt;
 mod memory;
+mod model;
 mod nll;
 mod parse;
 mod presets;
@@ -16,11 +19,13 @@ mod sample;
 mod train;
 mod verify;
 
+use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
 use crate::backend::BackendError;
+use crate::peer::PeerError;
 
 /// Exit code of a run that could not start: a device that is not there, an input that cannot be read.
 const UNUSABLE: u8 = 2;
@@ -50,8 +55,12 @@ enum Command {
     Verify(verify::Args),
     /// Compare two devices operation by operation: which kernel is off, and by how much.
     Compare(compare::Args),
+    /// Write any model that can be read as a diffusers folder.
+    Convert(convert::Args),
     /// What this machine offers; with a model folder, what it holds.
     Info(info::Args),
+    /// Which kernel computes what, why, and how long it should take: a convolution, a product, a network.
+    Explain(explain::Args),
     /// Measure speed and memory.
     Bench(bench::Args),
 }
@@ -65,7 +74,9 @@ pub fn main() -> ExitCode {
         Command::Sample(args) => sample::run(&args, cli.quiet),
         Command::Nll(args) => nll::run(&args, cli.quiet),
         Command::Info(args) => info::run(&args),
+        Command::Explain(args) => explain::run(&args),
         Command::Compare(args) => compare::run(&args, cli.quiet),
+        Command::Convert(args) => convert::run(&args, cli.quiet),
         Command::Bench(args) => bench::run(&args, cli.quiet),
         Command::Verify(args) => verify::run(&args, cli.quiet),
     };
@@ -75,6 +86,14 @@ pub fn main() -> ExitCode {
             eprintln!("error: {}", message(&error));
             ExitCode::from(exit_code(&error))
         }
+    }
+}
+
+/// Prints a long text, which may be read by a program that stops after the first lines.
+fn print(text: &str) -> std::io::Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error),
+        _ => Ok(()),
     }
 }
 
@@ -92,6 +111,7 @@ fn message(error: &anyhow::Error) -> String {
 fn exit_code(error: &anyhow::Error) -> u8 {
     match error.downcast_ref::<BackendError>() {
         Some(BackendError::Unavailable { .. } | BackendError::Precision { .. }) => UNUSABLE,
+        _ if matches!(error.downcast_ref(), Some(PeerError::Missing { .. })) => UNUSABLE,
         _ => 1,
     }
 }

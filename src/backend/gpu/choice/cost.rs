@@ -107,15 +107,29 @@ fn l2_share(blocks: usize) -> f64 {
     (L2_BYTES_A_US / CYCLES_A_US / blocks.max(1) as f64).min(PORT_BYTES)
 }
 
-/// Cycles of one step, and what bounds it.
-fn step_cycles(tensor: f64, shared_bytes: f64, fetched_bytes: f64, share: f64) -> (f64, Limit) {
-    let bounds = [
-        (tensor * TENSOR_SLOWDOWN, Limit::Tensor),
-        (shared_bytes / SHARED_BYTES, Limit::Shared),
-        (fetched_bytes / share, Limit::L2),
-        (STEP_CYCLES, Limit::Latency),
-    ];
-    bounds.into_iter().max_by(|a, b| a.0.total_cmp(&b.0)).unwrap_or((STEP_CYCLES, Limit::Latency))
+/// What a work item asks of a multiprocessor.
+#[derive(Clone, Copy, Debug)]
+struct Work {
+    steps: f64,
+    /// Cycles of wgmma as specified.
+    tensor: f64,
+    /// Bytes read and written in shared memory.
+    shared: f64,
+    /// Bytes over the way to L2.
+    fetched: f64,
+}
+
+impl Work {
+    /// Cycles, and what bounds them.
+    fn cycles(self, share: f64) -> (f64, Limit) {
+        let bounds = [
+            (self.tensor * TENSOR_SLOWDOWN, Limit::Tensor),
+            (self.shared / SHARED_BYTES, Limit::Shared),
+            (self.fetched / share, Limit::L2),
+            (self.steps * STEP_CYCLES, Limit::Latency),
+        ];
+        bounds.into_iter().max_by(|a, b| a.0.total_cmp(&b.0)).unwrap_or((0.0, Limit::Latency))
+    }
 }
 
 /// Launch, steps and the rest; device memory may be slower.
@@ -143,23 +157,27 @@ pub(super) fn image(p: &ImageProblem, c: &ImageConfig, segments: Segments, tiles
     // Each wgmma reads its 64 rows of A and all columns of B, 32 bytes deep whatever the type.
     let read = (rows + rows / 64.0 * columns) * line;
     let tensor = rows / 64.0 * columns / 2.0 * (LINE_BYTES / 32) as f64;
-    let (step, limit) = step_cycles(tensor, read + fetched, fetched, share);
 
     // Phases have different numbers of taps: many waves meet their mean, one wave waits for the longest.
     let whole = if waves > 1 { (p.slabs() * p.all_taps) as f64 / p.phases as f64 } else { p.steps() as f64 };
     let (steps, ends) = if c.split { (segments.steps as f64, 1) } else { (whole, segments.count) };
-    let main = steps * step + ends as f64 * SEGMENT_CYCLES;
-    let stored = rows * columns * 2.0 * if p.residual { 2.0 } else { 1.0 };
-    let finish = EPILOGUE_CYCLES + stored / share;
     let partial = rows * columns * 4.0;
-    let (epilogue, tail) = if c.split {
-        // An item writes one partial tile; the last of a tile reads them all.
+    let residual = if p.residual { rows * columns * 2.0 } else { 0.0 };
+    let finish = EPILOGUE_CYCLES + (rows * columns * 2.0 + residual) / share;
+    // A split item writes one partial tile; the last of a tile reads them all.
+    let (beside, epilogue, tail) = if c.split {
         let reads = segments.count as f64 * partial;
-        let each = TICKET_CYCLES + (2.0 * partial) / share + finish / segments.count as f64;
-        (each, TICKET_CYCLES + (partial + reads) / share + finish)
+        let tail = TICKET_CYCLES + (partial + reads) / share + finish;
+        (2.0 * partial, TICKET_CYCLES + 2.0 * partial / share + finish / segments.count as f64, tail)
     } else {
-        (finish, finish)
+        (residual, finish, finish)
     };
+    // What the epilogues of other items move competes with the loads.
+    let beside = if waves > 1 { beside } else { 0.0 };
+    let work =
+        Work { steps, tensor: steps * tensor, shared: steps * (read + fetched), fetched: steps * fetched + beside };
+    let (cycles, limit) = work.cycles(share);
+    let main = cycles + ends as f64 * SEGMENT_CYCLES;
     let steady = waves as f64 * if waves > 1 { main.max((main + epilogue) / 2.0) } else { main };
     let (us, limit) = total(steady, limit, FILL_CYCLES + tail, p.bytes());
     let all_steps = (p.slabs() * p.all_taps) as f64 / p.phases as f64 * tiles as f64;
@@ -190,8 +208,10 @@ pub(super) fn pixel(p: &PixelProblem, c: &PixelConfig, cut: &PixelCut) -> Predic
     // Each tap's wgmma reads 64 rows of dy again, and its own columns of x.
     let read = halves * taps * (SLAB as f64 + columns) * line;
     let tensor = halves * taps * columns / 2.0 * (SLAB / 16) as f64;
-    let (step, limit) = step_cycles(tensor, read + fetched, fetched, share);
-    let main = cut.patches_a_split as f64 * step + SEGMENT_CYCLES;
+    let steps = cut.patches_a_split as f64;
+    let work = Work { steps, tensor: steps * tensor, shared: steps * (read + fetched), fetched: steps * fetched };
+    let (cycles, limit) = work.cycles(share);
+    let main = cycles + SEGMENT_CYCLES;
     let result = rows * taps * columns * 4.0;
     let overhead = FILL_CYCLES + EPILOGUE_CYCLES + result / share;
     let steady = waves as f64 * main + (waves - 1) as f64 * overhead;

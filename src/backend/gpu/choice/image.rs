@@ -237,7 +237,7 @@ impl ImageTile {
     pub const MEDIUM: Self = Self { rows: 128, columns: 64, totals: true };
     /// For few pixels.
     pub const SMALL: Self = Self { rows: 64, columns: 64, totals: true };
-    /// For the image's channels; forward only.
+    /// For the image's channels: at most 16, or no multiple of 8. Forward only.
     pub const NARROW: Self = Self { rows: 128, columns: 16, totals: false };
     /// All of them.
     pub const ALL: [Self; 4] = [Self::LARGE, Self::MEDIUM, Self::SMALL, Self::NARROW];
@@ -479,8 +479,9 @@ pub fn check(p: &ImageProblem, limits: &DeviceLimits, c: &ImageConfig) -> Result
     let fail = |rule: String| Err(Illegal(format!("{c}: {rule}")));
     let choice = configured(p, limits, c);
     let (tile, patch, (kh, kw)) = (c.tile, c.patch, p.tap_extent);
-    if tile == ImageTile::NARROW && p.pass == Pass::Dgrad {
-        return fail("the 128x16 tile is for forward passes".into());
+    let few = p.columns <= ImageTile::NARROW.columns || !p.columns.is_multiple_of(8);
+    if tile == ImageTile::NARROW && (p.pass == Pass::Dgrad || !few) {
+        return fail("the 128x16 tile is for forward passes to an image's channels".into());
     }
     if tile == ImageTile::NARROW && p.e4m3 {
         return fail("the 128x16 tile is for bf16".into());
@@ -633,3 +634,7 @@ fn configured(p: &ImageProblem, limits: &DeviceLimits, c: &ImageConfig) -> Image
         runner_up: None,
     }
 }
+
+#[cfg(test)]
+#[path = "image_tests.rs"]
+mod tests;

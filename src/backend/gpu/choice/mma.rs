@@ -7,6 +7,8 @@
 
 use std::fmt;
 
+use super::cost::{self, Limit, Prediction};
+
 /// The block tiles of `kernels/conv/shapes.cuh`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tile {
@@ -165,6 +167,29 @@ pub struct Choice {
     cost: f64,
     /// The candidate that came second.
     runner_up: Option<(Tile, usize, f64)>,
+}
+
+impl Choice {
+    /// The prediction in the terms of [`cost`], for a product of so many operations and bytes.
+    pub fn predicted(&self, flops: f64, bytes: f64) -> Prediction {
+        let (us, hbm) = (cost::LAUNCH_US + self.cost / cost::CYCLES_A_US, bytes / cost::HBM_BYTES_A_US);
+        let products = flops / 2.0 / (MULTIPROCESSORS as f64 * self.tile.rate()) / cost::CYCLES_A_US;
+        let limit = match () {
+            () if hbm > us => Limit::Hbm,
+            () if products > us / 2.0 => Limit::Tensor,
+            () => Limit::Latency,
+        };
+        let waves = (self.tiles * self.splits).div_ceil(MULTIPROCESSORS * self.tile.resident());
+        Prediction {
+            us: us.max(cost::LAUNCH_US + hbm),
+            floor_us: cost::floor_us(flops, bytes),
+            limit,
+            tiles: self.tiles,
+            waves,
+            bytes,
+            fetched_bytes: bytes,
+        }
+    }
 }
 
 impl fmt::Display for Choice {

@@ -14,6 +14,7 @@ pub mod image;
 pub mod mma;
 pub mod patch;
 pub mod pixel;
+pub mod product;
 pub mod shape;
 pub mod tuning;
 
@@ -21,6 +22,7 @@ pub use cost::{Limit, Prediction};
 pub use image::{Boxes, ImageChoice, ImageConfig, ImageProblem, ImageTile, Pass, Segments, choose_image, takes_image};
 pub use patch::Patch;
 pub use pixel::{PixelChoice, PixelConfig, PixelProblem, choose_pixel, takes_pixel};
+pub use product::{Plan, Product};
 pub use tuning::Tuning;
 
 use std::fmt;

@@ -31,7 +31,8 @@ impl Patch {
     }
 
     /// The patch of at most `rows` pixels that covers the images with the fewest patches. Of equals the one with fewer
-    /// halo pixels, then longer image rows.
+    /// halo pixels, then longer image rows, then more
+    /// of them.
     pub fn best(rows: usize, images: usize, (h, w): (usize, usize), extent: (usize, usize)) -> Self {
         let widths = 1..=w.clamp(1, rows);
         let shapes = widths.flat_map(|x| (1..=h.clamp(1, rows / x)).map(move |y| (x, y)));
@@ -39,7 +40,7 @@ impl Patch {
         let key = |p: &Self| {
             let (x, y, n) = p.counts(images, (h, w));
             let patches = x * y * n;
-            (patches, patches * p.halo_pixels(extent), rows - p.w)
+            (patches, patches * p.halo_pixels(extent), rows - p.w, rows - p.h)
         };
         patches.min_by_key(key).unwrap_or(Self { w: 1, h: 1, n: 1 })
     }
@@ -93,7 +94,9 @@ mod tests {
     #[test]
     fn rows_of_matrices_are_patches_too() {
         assert_eq!(Patch::best(128, 256, (1, 1), (1, 1)), Patch { w: 1, h: 1, n: 128 });
-        assert_eq!(Patch::best(128, 1, (65536, 1), (1, 1)), Patch { w: 1, h: 128, n: 1 });
+        for images in [1, 16] {
+            assert_eq!(Patch::best(128, images, (65536, 1), (1, 1)), Patch { w: 1, h: 128, n: 1 });
+        }
     }
 
     #[test]

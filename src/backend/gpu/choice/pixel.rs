@@ -358,3 +358,7 @@ fn configured(p: &PixelProblem, c: &PixelConfig) -> PixelChoice {
         runner_up: None,
     }
 }
+
+#[cfg(test)]
+#[path = "pixel_tests.rs"]
+mod tests;

@@ -48,6 +48,10 @@ pub struct Tuning {
     pixel: HashMap<PixelProblem, PixelConfig>,
 }
 
+mod embedded {
+    include!(concat!(env!("OUT_DIR"), "/tuning.rs"));
+}
+
 #[derive(Deserialize)]
 struct Document(HashMap<String, HashMap<String, String>>);
 
@@ -71,6 +75,21 @@ impl Tuning {
             })?;
         }
         Ok(table)
+    }
+
+    /// What the tables in this build say about this GPU, those of `benches/results/tuning` in the order of their names.
+    ///
+    /// # Errors
+    /// As [`Tuning::parse`].
+    pub fn embedded(limits: &DeviceLimits) -> Result<Self, TuningError> {
+        let mut all = Self::default();
+        for (name, text) in embedded::TABLES {
+            let table = Self::parse(name, text, limits)?;
+            all.name = if all.name.is_empty() { table.name } else { format!("{}, {}", all.name, table.name) };
+            all.image.extend(table.image);
+            all.pixel.extend(table.pixel);
+        }
+        Ok(all)
     }
 
     fn insert(&mut self, key: &str, candidate: &str, limits: &DeviceLimits) -> Result<(), String> {
@@ -114,5 +133,94 @@ impl Tuning {
     /// What it says about a weight gradient, and its name.
     pub fn pixel(&self, p: &PixelProblem) -> Option<(&str, PixelConfig)> {
         self.pixel.get(p).map(|c| (self.name.as_str(), *c))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::shape::ConvShape;
+    use super::super::{Origin, choose_image, choose_pixel};
+    use super::*;
+
+    fn h200() -> DeviceLimits {
+        DeviceLimits {
+            name: "NVIDIA H200".into(),
+            compute_capability: (9, 0),
+            multiprocessors: 132,
+            shared_bytes: 227 << 10,
+            memory_bytes: 141 << 30,
+            shifted_operands: true,
+        }
+    }
+
+    fn parse(key: &str, candidate: &str) -> Result<Tuning, TuningError> {
+        Tuning::parse("t.json", &format!(r#"{{"NVIDIA H200": {{"{key}": "{candidate}"}}}}"#), &h200())
+    }
+
+    #[test]
+    fn a_measured_candidate_is_chosen_and_says_so() {
+        let table = parse("fprop n256h32w32c128k128", "128x64.taps.16x8x1.whole.4+4").unwrap();
+        let shape: ConvShape = "n256h32w32c128k128".parse().unwrap();
+        for residual in [false, true] {
+            let choice = choose_image(&shape.fprop().with_residual(residual), &h200(), Some(&table));
+            assert_eq!(choice.config().to_string(), "128x64.taps.16x8x1.whole.4+4");
+            assert_eq!(choice.origin, Origin::Table("t.json".into()));
+            assert!(choice.runner_up.is_some() && choice.to_string().contains("measured (t.json)"), "{choice}");
+        }
+        // Another pass, another batch.
+        let other: ConvShape = "n128h32w32c128k128".parse().unwrap();
+        for p in [shape.dgrad(), other.fprop()] {
+            assert_eq!(choose_image(&p, &h200(), Some(&table)), choose_image(&p, &h200(), None));
+        }
+    }
+
+    #[test]
+    fn a_weight_gradient_keeps_its_splits() {
+        let shape: ConvShape = "n256h32w32c128k128".parse().unwrap();
+        let model = choose_pixel(&shape.wgrad(), &h200(), None).config();
+        let fewer = PixelConfig { stages: 2, ..model };
+        let table = parse("wgrad n256h32w32c128k128", &fewer.to_string()).unwrap();
+        let choice = choose_pixel(&shape.wgrad(), &h200(), Some(&table));
+        assert_eq!((choice.config(), choice.origin), (fewer, Origin::Table("t.json".into())));
+    }
+
+    #[test]
+    fn entries_of_other_gpus_are_ignored() {
+        let text = r#"{"NVIDIA A100": {"fprop n1h1w1c8k8": "nonsense"}}"#;
+        assert!(Tuning::parse("t.json", text, &h200()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_wrong_table_is_refused_with_file_key_and_rule() {
+        let refused = |result: Result<Tuning, TuningError>, parts: &[&str]| {
+            let error = result.unwrap_err().to_string();
+            assert!(error.contains("t.json"), "{error}");
+            parts.iter().for_each(|part| assert!(error.contains(part), "{error} lacks {part}"));
+        };
+        refused(Tuning::parse("t.json", "{", &h200()), &["line 1"]);
+        refused(Tuning::parse("t.json", "[1]", &h200()), &["expected"]);
+        let (key, good) = ("fprop n256h8w8c256k256", "128x64.halo.8x8x2.whole.2+8");
+        parse(key, good).unwrap();
+        refused(parse("fprop", good), &["\"fprop\"", "a key reads"]);
+        refused(parse("forward n256h8w8c256k256", good), &["none of fprop"]);
+        refused(parse("fprop n256h8w8c256", good), &["k is missing"]);
+        refused(parse("fprop n256h8w8c3k256", good), &["multiples of 8"]);
+        refused(parse(key, "128x128.halo.8x8x2.whole.2+5"), &["NVIDIA H200", key, "no totals for 4 segments"]);
+        refused(parse(key, "large"), &[key, "five parts"]);
+        refused(parse("wgrad n256h8w8c256k256", "128.8x8x1.s3.3"), &["order of sums"]);
+        refused(parse("wgrad n256h8w8c256k256", "128"), &["128.8x8x1.s14.3"]);
+    }
+
+    #[test]
+    fn the_tables_in_this_build_are_right() {
+        for (name, text) in embedded::TABLES {
+            let devices: HashMap<String, serde_json::Value> = serde_json::from_str(text).unwrap();
+            for device in devices.into_keys() {
+                let limits = DeviceLimits { name: device, ..h200() };
+                assert!(!Tuning::parse(name, text, &limits).unwrap().is_empty(), "{name}");
+            }
+        }
+        let unknown = DeviceLimits { name: "no such GPU".into(), ..h200() };
+        assert!(Tuning::embedded(&unknown).unwrap().is_empty());
     }
 }

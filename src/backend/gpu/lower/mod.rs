@@ -354,7 +354,8 @@ mod tests {
 
     fn measuring<'a>(plan: &'a Plan, limits: &'a DeviceLimits) -> Lowering<'a> {
         let addresses = Addresses::provisional();
-        Lowering { plan, limits, addresses, encoder: None, scratch_used: 0, lowered: Lowered::default() }
+        static NOTHING: Quantised = Quantised::new();
+        Lowering { plan, limits, fp8: &NOTHING, addresses, encoder: None, scratch_used: 0, lowered: Lowered::default() }
     }
 
     #[test]
