@@ -261,13 +261,11 @@ mod tests {
         for dims in [[2, 3, 5, 7], [1, 1, 1, 1], [128, 3, 3, 256]] {
             let tensor = Tensor::channels_last(dims);
             let [n, h, w, c] = dims;
-            let mut expected = 0;
-            for (i, y, x, ch) in (0..n.min(2))
-                .flat_map(|i| (0..h).flat_map(move |y| (0..w).flat_map(move |x| (0..c).map(move |ch| (i, y, x, ch)))))
-            {
+            let elements = (0..n.min(2))
+                .flat_map(|i| (0..h).flat_map(move |y| (0..w).flat_map(move |x| (0..c).map(move |ch| (i, y, x, ch)))));
+            for ((i, y, x, ch), expected) in elements.zip(0i64..) {
                 let position = [i, ch, y, x].iter().zip(tensor.strides).map(|(&p, s)| p as i64 * s).sum::<i64>();
                 assert_eq!(position, expected, "{dims:?}");
-                expected += 1;
             }
             assert_eq!(tensor.dims, [n, c, h, w].map(|d| d as i64));
         }

@@ -160,7 +160,7 @@ mod tests {
     #[test]
     fn the_other_way_to_swizzle_gives_other_products() {
         let swizzled =
-            |row: usize, position: usize, k: usize| box_value(row, (k / 8 ^ row % 8 ^ position % 8) * 8 + k % 8);
+            |row: usize, position: usize, k: usize| box_value(row, ((k / 8) ^ (row % 8) ^ (position % 8)) * 8 + k % 8);
         for shift in (0..SHIFTS).filter(|shift| shift % 8 != 0) {
             let other = |m: usize, n: usize| {
                 let term = |k| swizzled(row_of(m) + shift, m, k) * tile_value(n, k);
