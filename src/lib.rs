@@ -4,6 +4,7 @@
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used))]
 
 pub mod backend;
+pub mod bench;
 pub mod cli;
 pub mod compare;
 pub mod data;
@@ -14,6 +15,7 @@ pub mod io;
 pub mod layout;
 pub mod levels;
 pub mod model;
+pub mod peer;
 pub mod program;
 pub mod reference;
 pub mod rng;

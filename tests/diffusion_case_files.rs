@@ -134,7 +134,8 @@ fn timesteps_of_every_sampling_check() {
         for check in checks(&case, "sample") {
             let config = SchedulerConfig::from_value(&check["scheduler"]).unwrap();
             let steps = check["num_inference_steps"].as_u64().unwrap() as usize;
-            let table = StepTable::build(&config, steps, check["eta"].as_f64().unwrap()).unwrap();
+            // The cases of the second series leave eta out where it is 0.
+            let table = StepTable::build(&config, steps, check["eta"].as_f64().unwrap_or(0.0)).unwrap();
             let visited: Vec<usize> = table.rows.iter().map(|row| row.timestep as usize).collect();
             assert_eq!(visited, integers(&check["timesteps"]), "{} {}", case["name"], check["id"]);
             assert!(table.packed().iter().all(|v| v.is_finite()), "{} {}", case["name"], check["id"]);

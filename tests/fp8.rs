@@ -7,6 +7,7 @@ mod e4m3;
 use std::sync::Arc;
 
 use common::models::{load_random, noise, scheduler, tiny};
+use common::process::{Place, warpdiff};
 use common::training::objective;
 use half::bf16;
 use warpdiff::backend::gpu::Gpu;
@@ -314,4 +315,63 @@ fn what_cannot_run_in_fp8_is_refused() {
     let fp8 = gpu(Options::default()).with_fp8(scales(&[("down_blocks.0.resnets.0.conv1", 1.0)])).unwrap();
     let error = fp8.compile(program.plan).err().unwrap().to_string();
     assert!(error.contains("fp8 is for sampling"), "{error}");
+}
+
+#[test]
+fn samples_do_not_depend_on_their_batch() {
+    let place = Place::new();
+    let model = place.model("model", &network());
+    let draw = |precision: &str, batch: &str, guidance: &str| {
+        let out = place.arg(&format!("{precision}{batch}{guidance}.npz"));
+        let device = ["--device", "sim", "--precision", precision];
+        let options = ["--num", "3", "--steps", "5", "--seed", "4", "--batch", batch, "--guidance", guidance];
+        let run = warpdiff(&[&["sample", &model, "--sampler", "ddim", "--out", &out], &device[..], &options].concat());
+        let run = run.expect_success();
+        assert_eq!(run.stderr.contains("fp8: 16 convolutions"), precision == "fp8", "{}", run.stderr);
+        std::fs::read(out).unwrap()
+    };
+    let whole = draw("fp8", "3", "1");
+    assert_eq!(draw("fp8", "1", "1"), whole);
+    assert_eq!(draw("fp8", "2", "1"), whole);
+    assert_ne!(draw("bf16", "3", "1"), whole);
+    assert_eq!(draw("fp8", "1", "1.5"), draw("fp8", "2", "1.5"));
+}
+
+#[test]
+fn compare_reports_the_error_of_outputs_and_convolutions() {
+    let place = Place::new();
+    let (model, out) = (place.model("model", &network()), place.arg("fp8.json"));
+    let fp8 = ["--b", "sim", "--precision", "fp8"];
+    let run = warpdiff(&[&["compare", &model, "--batch", "2", "--json", &out], &fp8[..]].concat());
+    let run = run.expect_success();
+    println!("{}", run.stdout);
+    let json: serde_json::Value = serde_json::from_slice(&std::fs::read(&out).unwrap()).unwrap();
+    assert_eq!((&json["precision"], &json["passed"]), (&"fp8".into(), &true.into()));
+    let (outputs, convolutions) = (json["outputs"].as_array().unwrap(), json["convolutions"].as_array().unwrap());
+    assert_eq!((outputs.len(), convolutions.len()), (4, 16));
+    for report in outputs.iter().chain(convolutions) {
+        let norm = |precision: &str| report[precision]["norm"].as_f64().unwrap();
+        assert!(norm("fp8") > norm("bf16") && norm("fp8") < 0.1 && norm("bf16") > 0.0, "{report}");
+    }
+    assert!(outputs.windows(2).all(|o| o[0]["timestep"].as_f64() > o[1]["timestep"].as_f64()), "{json}");
+}
+
+#[test]
+fn commands_that_do_not_sample_refuse_fp8() {
+    let place = Place::new();
+    let (model, narrow) = (place.model("model", &network()), place.model("narrow", &tiny()));
+    let refused = |words: &[&str], args: &[&str]| {
+        warpdiff(&[args, &["--precision", "fp8"]].concat()).expect_error(2, words);
+    };
+    let sim = ["--device", "sim"];
+    let elsewhere = ["only sample, compare and bench unet", "--precision bf16"];
+    refused(&elsewhere, &[&["train", "digits", "--out", &place.arg("run")], &sim[..]].concat());
+    refused(&elsewhere, &[&["nll", &model, "digits"], &sim[..]].concat());
+    refused(&elsewhere, &[&["bench", "unet", "--train"], &sim[..]].concat());
+    for device in ["cpu", "ref"] {
+        refused(&[device, "--device cuda or sim"], &["sample", &model, "--device", device]);
+    }
+    let fp8 = ["--b", "sim", "--precision", "fp8"];
+    warpdiff(&[&["compare", &model, "--train"], &fp8[..]].concat()).expect_error(1, &["--train", "bf16"]);
+    warpdiff(&[&["compare", &narrow], &fp8[..]].concat()).expect_error(1, &["no convolution", "32"]);
 }

@@ -14,6 +14,7 @@ mod gpu {
     mod hopper_wgrad;
     mod linear;
     mod norm;
+    mod norm_sources;
     mod optim;
     mod sampling;
 }

@@ -1,5 +1,7 @@
 //! Every reader on random bytes and on damaged copies of valid files: it must answer, not panic, and not allocate more than a small
 //! multiple of what the file could hold.
+//!
+//! `WARPDIFF_FUZZ_SECONDS=600 cargo test --test reader_fuzz -- pickle --nocapture` goes on for so long, from another seed each time.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -7,9 +9,12 @@ use std::fs;
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::time::{Duration, Instant, SystemTime};
 
 use warpdiff::data::{self, Dataset, OpenOptions};
 use warpdiff::io::{HostTensor, TensorData, TensorFile, WeightSource, safetensors_write};
+use zip::write::SimpleFileOptions;
+use zip::{CompressionMethod, ZipWriter};
 
 thread_local! {
     static LIVE: Cell<isize> = const { Cell::new(0) };
@@ -107,17 +112,53 @@ fn damage(bytes: &[u8], random: &mut Random) -> Vec<u8> {
     bytes
 }
 
+/// How long a test goes on: so many rounds, or the time that `WARPDIFF_FUZZ_SECONDS` says.
+struct Rounds {
+    count: usize,
+    until: Option<Instant>,
+}
+
+impl Rounds {
+    /// With the generator of what is to be tried: the same one in every run, unless the time is given.
+    fn new(count: usize, seed: u64) -> (Self, Random) {
+        let seconds = std::env::var("WARPDIFF_FUZZ_SECONDS").ok().map(|s| s.parse().unwrap());
+        let until = seconds.map(|s| Instant::now() + Duration::from_secs(s));
+        let now = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_nanos() as u64;
+        let seed = if until.is_some() { now() | 1 } else { seed };
+        (Self { count, until }, Random(seed))
+    }
+
+    fn go_on(&self, round: usize) -> bool {
+        match self.until {
+            None => round < self.count,
+            Some(until) => !round.is_multiple_of(256) || Instant::now() < until,
+        }
+    }
+}
+
 /// Runs `read` on damaged copies of `valid` and on random bytes, each as the file `path`.
 ///
 /// The peak of its allocations must stay below `multiple` times the file's length plus 2 MiB (buffers and tables of fixed size).
 fn fuzz(path: &Path, valid: &[Vec<u8>], rounds: usize, multiple: usize, read: impl Fn() -> bool) {
-    let mut random = Random(0x5EED_0000 + valid.len() as u64);
+    fuzz_inside(path, valid, rounds, multiple, <[u8]>::to_vec, read);
+}
+
+/// As [`fuzz`], with `wrap` between the damaged bytes and the file.
+fn fuzz_inside(
+    path: &Path,
+    valid: &[Vec<u8>],
+    rounds: usize,
+    multiple: usize,
+    wrap: impl Fn(&[u8]) -> Vec<u8>,
+    read: impl Fn() -> bool,
+) {
+    let (rounds, mut random) = Rounds::new(rounds, 0x5EED_0000 + valid.len() as u64);
     for bytes in valid {
-        fs::write(path, bytes).unwrap();
+        fs::write(path, wrap(bytes)).unwrap();
         assert!(read(), "the undamaged file is not read");
     }
-    let mut refused = 0;
-    for round in 0..rounds {
+    let (mut round, mut refused) = (0, 0);
+    while rounds.go_on(round) {
         let original = &valid[random.below(valid.len())];
         let bytes = match round % 8 {
             0 => {
@@ -128,15 +169,26 @@ fn fuzz(path: &Path, valid: &[Vec<u8>], rounds: usize, multiple: usize, read: im
             1 => original[..random.below(original.len())].to_vec(),
             _ => damage(original, &mut random),
         };
-        fs::write(path, &bytes).unwrap();
-        let peak = peak_of(|| match catch_unwind(AssertUnwindSafe(&read)) {
-            Ok(readable) => refused += usize::from(!readable),
-            Err(_) => panic!("panicked in round {round} on {bytes:02x?}"),
-        });
-        let bound = multiple * bytes.len() + (2 << 20);
-        assert!(peak <= bound, "round {round}: {peak} bytes allocated for a file of {}: {bytes:02x?}", bytes.len());
+        refused += usize::from(!answers(path, &wrap(&bytes), multiple, round, &read));
+        round += 1;
     }
-    assert!(refused > rounds / 4, "only {refused} of {rounds} files refused: the damage does not reach the reader");
+    println!("{round} files, {refused} refused");
+    assert!(refused > round / 4, "only {refused} of {round} files refused: the damage does not reach the reader");
+}
+
+/// Whether `read` takes the file; it must not panic, and not allocate more than the file justifies.
+fn answers(path: &Path, bytes: &[u8], multiple: usize, round: usize, read: impl Fn() -> bool) -> bool {
+    fs::write(path, bytes).unwrap();
+    let mut readable = false;
+    let begin = Instant::now();
+    let peak = peak_of(|| match catch_unwind(AssertUnwindSafe(&read)) {
+        Ok(answer) => readable = answer,
+        Err(_) => panic!("panicked in round {round} on {bytes:02x?}"),
+    });
+    let bound = multiple * bytes.len() + (2 << 20);
+    assert!(peak <= bound, "round {round}: {peak} bytes allocated for a file of {}: {bytes:02x?}", bytes.len());
+    assert!(begin.elapsed() < Duration::from_secs(20), "round {round} took {:?}: {bytes:02x?}", begin.elapsed());
+    readable
 }
 
 fn read_all(set: Result<Box<dyn Dataset>, data::DataError>) -> bool {
@@ -182,6 +234,158 @@ fn shard_index() {
     let name = shard.file_name().unwrap().to_str().unwrap();
     let valid = format!(r#"{{"metadata":{{"total_size":16}},"weight_map":{{"a.weight":"{name}","a.bias":"{name}"}}}}"#);
     fuzz(&index, &[valid.into_bytes()], 2_000, 64, || WeightSource::open(folder.path()).is_ok());
+}
+
+fn checkpoint(name: &str) -> Vec<u8> {
+    fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/checkpoints").join(name)).unwrap()
+}
+
+/// Opens a checkpoint and reads every tensor.
+fn read_checkpoint(path: &Path) -> bool {
+    let Ok(file) = TensorFile::open(path) else { return false };
+    file.names().all(|name| file.get(name).is_ok())
+}
+
+/// A view may repeat elements, up to 64 for a byte of the file, each of 8 bytes here.
+const REPEATS: usize = 2 * 64 * 8;
+
+#[test]
+fn pickle_in_a_zip_archive() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("w.pt");
+    let valid = ["zip2.pt", "zip5.pt", "zip_more.pt"].map(checkpoint);
+    fuzz(&path, &valid, 2_000, REPEATS, || read_checkpoint(&path));
+}
+
+#[test]
+fn pickle_of_the_legacy_format() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("w.bin");
+    let valid = ["legacy2.pt", "legacy4.pt", "legacy_more.pt"].map(checkpoint);
+    fuzz(&path, &valid, 2_000, REPEATS, || read_checkpoint(&path));
+}
+
+/// An archive with this pickle and the storages of `other`, its checksums right.
+fn archive(pickle: &[u8], other: &[(String, Vec<u8>)]) -> Vec<u8> {
+    let mut archive = ZipWriter::new(std::io::Cursor::new(Vec::new()));
+    let options = SimpleFileOptions::default().compression_method(CompressionMethod::Stored);
+    let pickle = ("a/data.pkl".to_string(), pickle.to_vec());
+    for (name, bytes) in other.iter().chain([&pickle]) {
+        archive.start_file(name.as_str(), options).unwrap();
+        archive.write_all(bytes).unwrap();
+    }
+    archive.finish().unwrap().into_inner()
+}
+
+/// The pickle of a checkpoint, and its storages as records below `a/`.
+fn taken_apart(name: &str) -> (Vec<u8>, Vec<(String, Vec<u8>)>) {
+    let mut archive = zip::ZipArchive::new(std::io::Cursor::new(checkpoint(name))).unwrap();
+    let (mut pickle, mut storages) = (Vec::new(), Vec::new());
+    for index in 0..archive.len() {
+        let mut record = archive.by_index(index).unwrap();
+        let name = record.name().unwrap().into_owned();
+        let mut bytes = Vec::new();
+        std::io::Read::read_to_end(&mut record, &mut bytes).unwrap();
+        match name.split_once('/').unwrap().1 {
+            "data.pkl" => pickle = bytes,
+            storage if storage.starts_with("data/") => storages.push((format!("a/{storage}"), bytes)),
+            _ => {}
+        }
+    }
+    (pickle, storages)
+}
+
+/// The archive's checksum hides damage to the pickle from the machine that runs it; here it is right again.
+#[test]
+fn pickle_with_a_repaired_checksum() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("w.pt");
+    let (pickle, storages) = taken_apart("zip2.pt");
+    let (more, _) = taken_apart("zip_more.pt");
+    let (frames, _) = taken_apart("zip5.pt");
+    let wrap = |pickle: &[u8]| archive(pickle, &storages);
+    fuzz_inside(&path, &[pickle, more, frames], 2_000, REPEATS, wrap, || read_checkpoint(&path));
+}
+
+/// Programs of instructions in random order: many more of them do something than of random bytes.
+#[test]
+fn pickle_of_random_instructions() {
+    let pieces: Vec<&[u8]> = [
+        &b"("[..],
+        b"0",
+        b"1",
+        b"2",
+        b"N",
+        b"\x88",
+        b"\x89",
+        b"K\0",
+        b"K\x02",
+        b"K\x07",
+        b"M\xff\xff",
+        b"J\xff\xff\xff\xff",
+        b"\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f",
+        b"\x8a\x08\0\0\0\0\0\0\0\x40",
+        b"\x8a\x0a\x01\x02\x03\x04\x05\x06\x07\x08\x09\x0a",
+        b"G\0\0\0\0\0\0\0\0",
+        b"X\x01\0\0\0a",
+        b"\x8c\x07storage",
+        b"X\x01\0\0\x000",
+        b"X\x03\0\0\0cpu",
+        b")",
+        b"\x85",
+        b"\x86",
+        b"\x87",
+        b"t",
+        b"]",
+        b"l",
+        b"a",
+        b"e",
+        b"}",
+        b"d",
+        b"s",
+        b"u",
+        b"\x8f",
+        b"\x90",
+        b"\x91",
+        b"q\0",
+        b"q\x01",
+        b"h\0",
+        b"h\x01",
+        b"\x94",
+        b"ccollections\nOrderedDict\n",
+        b"ctorch._utils\n_rebuild_tensor_v2\n",
+        b"ctorch._utils\n_rebuild_parameter\n",
+        b"ctorch\nFloatStorage\n",
+        b"ctorch\nLongStorage\n",
+        b"ctorch\nSize\n",
+        b"c__builtin__\nset\n",
+        b"\x93",
+        b"R",
+        b"b",
+        b"Q",
+        b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuK\x06tQ",
+        b"ctorch._utils\n_rebuild_tensor_v2\n(h\0",
+        b"K\0K\x02\x85K\x01\x85\x89}tR",
+        b"K\x02K\x01\x86",
+        b"K\x02K\0\x86",
+    ]
+    .to_vec();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("w.pt");
+    let storages = [("a/data/0".to_string(), vec![0x3f; 24])];
+    let (rounds, mut random) = Rounds::new(4_000, 0x5EED);
+    let (mut round, mut taken) = (0, 0);
+    while rounds.go_on(round) {
+        let mut pickle = if round % 2 == 0 { b"\x80\x02}X\x01\0\0\0a".to_vec() } else { Vec::new() };
+        for _ in 0..random.below(40) {
+            pickle.extend(pieces[random.below(pieces.len())]);
+        }
+        pickle.extend(if round % 2 == 0 { &b"s."[..] } else { b"." });
+        taken += usize::from(answers(&path, &archive(&pickle, &storages), REPEATS, round, || read_checkpoint(&path)));
+        round += 1;
+    }
+    println!("{round} programs, {taken} read");
+    assert!(taken > 0, "no program makes anything");
 }
 
 #[test]

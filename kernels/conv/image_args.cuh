@@ -1,8 +1,9 @@
 // What an image product on Hopper computes, as tables: tiles of pixels, the steps of their depth, and where each step's
 // operands lie. `struct ImageArgs` of src/backend/gpu/lower/hopper/image.rs.
 //
-// A *view* is a tensor map on every stride-th pixel of a tensor from some pixel on. Through views every convolution is of
-// stride 1: a strided forward pass reads one view of x a parity, a strided data gradient writes one view of dx a phase.
+// A *view* is a tensor map on every stride-th pixel of a tensor from some pixel on. Through views every convolution is
+// of stride 1: a strided forward pass reads one view of x a parity, a strided data gradient writes one view of dx a
+// phase.
 #pragma once
 
 #include "gemm/ring.cuh"

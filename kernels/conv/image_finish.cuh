@@ -1,4 +1,5 @@
-// The end of an item of an image product: vectors added to the sums, the tile to global memory, statistics of what was stored.
+// The end of an item of an image product: vectors added to the sums, the tile to global memory, statistics of what was
+// stored.
 #pragma once
 
 #include "conv/image_args.cuh"
@@ -39,8 +40,8 @@ __device__ __forceinline__ void store_tile(const ImageArgs& args, const ImageIte
     tma_store_commit();
 }
 
-// A thread a column: mean and M2 of the cells of the item's patch that lie in the image. Deviations from a cell's first pixel
-// are summed, so that nothing cancels where the mean is large. What a cell gives depends on its pixels alone.
+// A thread a column: mean and M2 of the cells of the item's patch that lie in the image. Deviations from a cell's first
+// pixel are summed, so that nothing cancels where the mean is large. What a cell gives depends on its pixels alone.
 template <class Product>
 __device__ __forceinline__ void store_statistics(const ImageArgs& args, const ImageItem& item,
                                                  const unsigned char* staging) {

@@ -1,18 +1,20 @@
 // Forward convolution, data gradient and linear layer on Hopper: one image product.
 //
-//   out[pixel, column] = epilogue(sum over slabs s, taps t of source[pixel + offset(t), 64 s ..] * filter[t, 64 s .., column])
+//   out[pixel, column] =
+//       epilogue(sum over slabs s, taps t of source[pixel + offset(t), 64 s ..] * filter[t, 64 s .., column])
 //
-// in ascending order of the step s * taps + t, whatever the tile, the boxes and the split: all variants agree in every bit.
-// Rows of a tile are a patch of output pixels (w, h, n); those beyond w * h * n are computed and not stored. bf16, f32 sums,
-// bf16 out; or e4m3 with slabs of 128 channels and a scale a column, bf16 out. NHWC, KRSC. Grid: persistent, block b takes items b, b + gridDim.x, ...
+// in ascending order of the step s * taps + t, whatever the tile, the boxes and the split: all variants agree in every
+// bit. Rows of a tile are a patch of output pixels (w, h, n); those beyond w * h * n are computed and not stored. bf16,
+// f32 sums, bf16 out; or e4m3 with slabs of 128 channels and a scale a column, bf16 out. NHWC, KRSC. Grid: persistent,
+// block b takes items b, b + gridDim.x, ...
 //
-// Warpgroup 0 loads: warp 0 both rings by TMA, in the order of consumption, warp 1 the residual. Warpgroups 1 and 2 multiply
-// and take whole items in turn (ping-pong), so that the epilogue of one runs under the products of the other.
+// Warpgroup 0 loads: warp 0 both rings by TMA, in the order of consumption, warp 1 the residual. Warpgroups 1 and 2
+// multiply and take whole items in turn (ping-pong), so that the epilogue of one runs under the products of the other.
 //
 // Shared memory: source slots | filter slots | 2 staging tiles (COLUMNS >= 64) | barriers.
 // Registers: 168 a thread at launch; 40 for the loading warpgroup, 232 for the others.
-// Limit: tensor cores (N / 2 cycles for m64nNk16) for 3x3 layers; L2 to shared memory where a box is read for each tap; bytes for
-// 1x1 layers. Floor: 2 * pixels * columns * depth FLOPs; (source + filter + out + residual) bytes.
+// Limit: tensor cores (N / 2 cycles for m64nNk16) for 3x3 layers; L2 to shared memory where a box is read for each tap;
+// bytes for 1x1 layers. Floor: 2 * pixels * columns * depth FLOPs; (source + filter + out + residual) bytes.
 #pragma once
 
 #include "conv/image_args.cuh"
@@ -131,8 +133,9 @@ __device__ __forceinline__ void load_residuals(const ImageArgs& args, const Imag
     }
 }
 
-// The sums of an item. `sources` and `filters` stand at its first slots, and behind its last ones afterwards. Once the last
-// slot is filled, the other consumer may look for its own: earlier it could take a slot's turn before for the one it awaits.
+// The sums of an item. `sources` and `filters` stand at its first slots, and behind its last ones afterwards. Once the
+// last slot is filled, the other consumer may look for its own: earlier it could take a slot's turn before for the one
+// it awaits.
 template <class Tile, class Product>
 __device__ __forceinline__ void multiply(const ImageArgs& args, const ImageMemory<Tile>& memory, const ImageItem& item,
                                          uint64_t* others_turn, RingCursor& sources, RingCursor& filters,

@@ -1,5 +1,6 @@
-// Tickets: who draws one sees what everyone did before drawing an earlier one. Threads that were at a block or named barrier
-// with the drawing thread before are included, and so are those that are at one with it afterwards. Nobody waits.
+// Tickets: who draws one sees what everyone did before drawing an earlier one. Threads that were at a block or named
+// barrier with the drawing thread before are included, and so are those that are at one with it afterwards. Nobody
+// waits.
 #pragma once
 
 #include "device/platform.cuh"

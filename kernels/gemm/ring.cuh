@@ -1,10 +1,11 @@
-// A ring of slots in shared memory between one producer thread, which fills them by TMA, and warpgroups that read them by
-// wgmma (sm_90).
+// A ring of slots in shared memory between one producer thread, which fills them by TMA, and warpgroups that read them
+// by wgmma (sm_90).
 //
-// Each slot has two mbarriers. `full` counts the bytes of the copies into the slot, `empty` one arrival of every warp that
-// reads it: a warp waits for its own wgmma groups only, so one thread cannot speak for its warpgroup. Producer and readers
-// walk the slots in one order, each with a cursor of its own. A reader may skip slots that belong to others, but must know before
-// its next wait that the last of them has been filled: a barrier tells turns apart by one bit only.
+// Each slot has two mbarriers. `full` counts the bytes of the copies into the slot, `empty` one arrival of every warp
+// that reads it: a warp waits for its own wgmma groups only, so one thread cannot speak for its warpgroup. Producer and
+// readers walk the slots in one order, each with a cursor of its own. A reader may skip slots that belong to others,
+// but must know before its next wait that the last of them has been filled: a barrier tells turns apart by one bit
+// only.
 #pragma once
 
 #include "device/device.cuh"

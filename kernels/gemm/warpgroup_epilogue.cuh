@@ -1,8 +1,9 @@
-// From the sums of a warpgroup to a tile of bf16 in shared memory, as TMA stores it: y = (sum + bias + per_image + residual)
-// * scale. The order of additions is that of gemm/epilogue.cuh. Sums of quantised operands are scaled back first, column by
-// column.
+// From the sums of a warpgroup to a tile of bf16 in shared memory, as TMA stores it: y = (sum + bias + per_image +
+// residual) * scale. The order of additions is that of gemm/epilogue.cuh. Sums of quantised operands are scaled back
+// first, column by column.
 //
-// The staging tile: [64 columns][row][128 bytes], in the 128-byte swizzle. Where a residual is added, it lies there already.
+// The staging tile: [64 columns][row][128 bytes], in the 128-byte swizzle. Where a residual is added, it lies there
+// already.
 #pragma once
 
 #include "gemm/warpgroup_product.cuh"
@@ -11,7 +12,9 @@
 
 // The column of element 0 of a thread's fragments, and the row within a block of 64.
 __device__ __forceinline__ int fragment_column() { return int(threadIdx.x) % 4 * 2; }
-__device__ __forceinline__ int fragment_row() { return int(threadIdx.x) % WARPGROUP / 32 * 16 + int(threadIdx.x) % 32 / 4; }
+__device__ __forceinline__ int fragment_row() {
+    return int(threadIdx.x) % WARPGROUP / 32 * 16 + int(threadIdx.x) % 32 / 4;
+}
 
 // scales: [columns]; the tile begins at `column`, and columns is a multiple of 8.
 template <class Product>

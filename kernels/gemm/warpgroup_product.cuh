@@ -1,9 +1,10 @@
-// The product of two slots of shared memory by one warpgroup (sm_90a): sums[ROWS x COLUMNS] (+)= a[ROWS x 64] b[64 x COLUMNS]
-// of bf16; of e4m3 twice as deep.
+// The product of two slots of shared memory by one warpgroup (sm_90a): sums[ROWS x COLUMNS] (+)= a[ROWS x 64] b[64 x
+// COLUMNS] of bf16; of e4m3 twice as deep.
 //
-// Both operands lie in the 128-byte swizzle. a: lines of 64 k (e4m3: 128), in groups of eight rows `group_bytes` apart; blocks of 64 rows
-// `block_bytes` apart. b: lines as those of a, one a column; or, MN-major and of bf16 only, lines of 64 columns, one a k, and 8 KiB for every 64
-// columns. The address of a need not be a multiple of 1024 bytes where the device reads shifted operands.
+// Both operands lie in the 128-byte swizzle. a: lines of 64 k (e4m3: 128), in groups of eight rows `group_bytes` apart;
+// blocks of 64 rows `block_bytes` apart. b: lines as those of a, one a column; or, MN-major and of bf16 only, lines of
+// 64 columns, one a k, and 8 KiB for every 64 columns. The address of a need not be a multiple of 1024 bytes where the
+// device reads shifted operands.
 #pragma once
 
 #include "device/device.cuh"
@@ -34,9 +35,8 @@ template <int ROWS_, int COLUMNS_, bool MN_MAJOR_B, class T = bf16> struct Warpg
 #pragma unroll
         for (int k = 0; k < LINE_BYTES / 32; ++k) {
             // k advances inside the lines, or by 16 lines.
-            const uint64_t right = MN_MAJOR_B
-                                       ? wgmma_descriptor(b + k * 16 * LINE_BYTES, 64 * LINE_BYTES, 1024, Swizzle::bytes128)
-                                       : wgmma_descriptor(b + k * 32, 16, 1024, Swizzle::bytes128);
+            const uint64_t right = wgmma_descriptor(b + k * (MN_MAJOR_B ? 16 * LINE_BYTES : 32),
+                                                    MN_MAJOR_B ? 64 * LINE_BYTES : 16, 1024, Swizzle::bytes128);
 #pragma unroll
             for (int block = 0; block < BLOCKS; ++block) {
                 const uint64_t left =

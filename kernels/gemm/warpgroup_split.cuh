@@ -1,7 +1,8 @@
 // Sums of a tile whose depth is split over work items, possibly of different blocks, without anyone waiting.
 //
-// Every item writes its segment to the workspace and draws a ticket of the tile. Whoever draws the last one adds all segments
-// in ascending order, which are the bits of a sum by one warpgroup, and sets the ticket back to zero for the next launch.
+// Every item writes its segment to the workspace and draws a ticket of the tile. Whoever draws the last one adds all
+// segments in ascending order, which are the bits of a sum by one warpgroup, and sets the ticket back to zero for the
+// next launch.
 #pragma once
 
 #include "gemm/warpgroup_product.cuh"

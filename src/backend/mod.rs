@@ -165,11 +165,34 @@ pub trait Executable: Send {
     /// [`BackendError::Length`].
     fn write_u32(&mut self, value: ValueId, data: &[u32]) -> Result<(), BackendError>;
 
+    /// Writes an input or a state of floating-point type as the numbers of `pattern` over and over, the last time as many of
+    /// them as are needed.
+    ///
+    /// # Errors
+    /// [`BackendError::Length`] if the pattern is empty.
+    fn write_repeated(&mut self, value: ValueId, pattern: &[f32]) -> Result<(), BackendError> {
+        let len = self.plan().graph().shape(value).numel();
+        self.write_f32(value, &pattern.iter().copied().cycle().take(len).collect::<Vec<_>>())
+    }
+
     /// Reads a kept value, a state or a gradient.
     ///
     /// # Errors
     /// [`BackendError::Length`]; [`BackendError::Type`] for bytes.
     fn read_f32(&self, value: ValueId, data: &mut [f32]) -> Result<(), BackendError>;
+
+    /// Reads as many elements of a kept value, a state or a gradient as `data` has, from element `first` on.
+    ///
+    /// # Errors
+    /// [`BackendError::Length`] if the value ends before; [`BackendError::Type`] for bytes.
+    fn read_part(&self, value: ValueId, first: usize, data: &mut [f32]) -> Result<(), BackendError> {
+        let of = self.plan().graph().value(value);
+        check_part(of, first, data.len())?;
+        let mut all = vec![0.0; of.shape.numel()];
+        self.read_f32(value, &mut all)?;
+        data.copy_from_slice(&all[first..first + data.len()]);
+        Ok(())
+    }
 
     /// Reads a kept value of type [`DType::U8`].
     ///
@@ -252,6 +275,12 @@ pub(crate) fn check_floats(value: &Value, len: usize) -> Result<(), BackendError
 /// Checks an access to a value in bytes.
 pub(crate) fn check_bytes(value: &Value, len: usize) -> Result<(), BackendError> {
     check_access(value, value.dtype == DType::U8, len)
+}
+
+/// Checks that a value of floating-point type has the elements `first..first + len`.
+pub(crate) fn check_part(value: &Value, first: usize, len: usize) -> Result<(), BackendError> {
+    let numel = value.shape.numel();
+    check_floats(value, if first + len <= numel { numel } else { first + len })
 }
 
 fn check_access(value: &Value, fits: bool, len: usize) -> Result<(), BackendError> {

@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::compare_fp8;
 use super::device::{Arithmetic, Device, DeviceArgs, Opened};
+use super::model::ModelArgs;
 use crate::compare::program::{Workload, record};
 use crate::compare::{OpReport, compare_operations};
 use crate::diffusion::{LossWeighting, Objective, Schedule, TrainingObjective};
@@ -28,8 +29,8 @@ enum Oracle {
 
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// A model folder.
-    pub(super) model: PathBuf,
+    #[command(flatten)]
+    pub(super) model: ModelArgs,
     /// What to compare with.
     #[arg(long, value_enum, default_value = "ref")]
     a: Oracle,
@@ -75,7 +76,7 @@ pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
         Opened::Ready(b) => b,
         quantised @ Opened::Fp8(_) => return compare_fp8::run(args, a.as_ref(), quantised, quiet),
     };
-    let model = ModelFolder::open(&args.model)?;
+    let model = args.model.open()?;
     let (h, w) = model.config.height_width().unwrap_or((32, 32));
     let batch = Batch { n: args.batch as usize, h, w };
     let objective = if args.train { Some(Arc::new(objective(&model)?)) } else { None };

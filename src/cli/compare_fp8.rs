@@ -11,7 +11,7 @@ use super::compare::Args;
 use super::device::Opened;
 use crate::backend::Backend;
 use crate::compare::fp8::{ConvReport, Devices, Given, LIMIT, OutputReport, compare_fp8};
-use crate::model::{ModelFolder, read_weights};
+use crate::model::read_weights;
 use crate::program::{Batch, ForwardProgram};
 use crate::sample::{CALIBRATION_SAMPLES, CALIBRATION_STEPS, LabelChoice, SampleOptions, Sampler, calibrate};
 
@@ -31,7 +31,7 @@ pub(super) fn run(args: &Args, oracle: &dyn Backend, device: Opened, quiet: bool
         bail!("--precision fp8 is for sampling; leave out --train, or take --precision bf16");
     }
     let Opened::Fp8(bf16) = device else { bail!("the device was not opened for fp8") };
-    let model = ModelFolder::open(&args.model)?;
+    let model = args.model.open()?;
     let options = SampleOptions {
         scheduler: model.scheduler.clone(),
         steps: CALIBRATION_STEPS.min(model.scheduler.betas.num_train_timesteps),

@@ -1,5 +1,6 @@
 //! `--device`, `--precision` and `--threads`.
 
+use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
@@ -67,6 +68,20 @@ impl Opened {
     }
 }
 
+impl ValueEnum for Precision {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Precision::F32, Precision::Bf16]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        let help = match self {
+            Precision::F32 => "32-bit activations and weights (f64 on the reference)",
+            Precision::Bf16 => "bf16 activations and weights, f32 sums and master weights; not on the CPU",
+        };
+        Some(PossibleValue::new(self.name()).help(help))
+    }
+}
+
 /// Options of every command that computes.
 #[derive(Clone, Copy, Debug, Args)]
 pub(super) struct DeviceArgs {
@@ -86,10 +101,15 @@ impl DeviceArgs {
     pub fn backend(&self) -> Result<Box<dyn Backend>, BackendError> {
         match self.open()? {
             Opened::Ready(backend) => Ok(backend),
-            Opened::Fp8(gpu) => Err(fp8_refused(
-                gpu.name(),
-                "only sample, compare and bench unet compute in fp8, and none of them trains; take --precision bf16",
-            )),
+            Opened::Fp8(gpu) => Err(elsewhere(gpu.name())),
+        }
+    }
+
+    /// The precision, for commands that open the device by themselves: fp8 is refused.
+    pub fn unquantised(&self) -> Result<Precision, BackendError> {
+        match self.precision {
+            Arithmetic::Fp8 => Err(elsewhere("cuda")),
+            other => Ok(other.precision()),
         }
     }
 
@@ -134,6 +154,14 @@ impl DeviceArgs {
                     .into(),
         })
     }
+}
+
+/// fp8 in a command that does not have it.
+fn elsewhere(device: &str) -> BackendError {
+    fp8_refused(
+        device,
+        "only sample, compare and bench unet compute in fp8, and none of them trains; take --precision bf16",
+    )
 }
 
 fn fp8_refused(device: &str, reason: &str) -> BackendError {

@@ -3,12 +3,14 @@
 mod bench;
 mod compare;
 mod compare_fp8;
+mod convert;
 mod demo;
 mod device;
 mod explain;
 mod info;
 mod interrupt;
 mod memory;
+mod model;
 mod nll;
 mod parse;
 mod presets;
@@ -23,6 +25,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::backend::BackendError;
+use crate::peer::PeerError;
 
 /// Exit code of a run that could not start: a device that is not there, an input that cannot be read.
 const UNUSABLE: u8 = 2;
@@ -52,6 +55,8 @@ enum Command {
     Verify(verify::Args),
     /// Compare two devices operation by operation: which kernel is off, and by how much.
     Compare(compare::Args),
+    /// Write any model that can be read as a diffusers folder.
+    Convert(convert::Args),
     /// What this machine offers; with a model folder, what it holds.
     Info(info::Args),
     /// Which kernel computes what, why, and how long it should take: a convolution, a product, a network.
@@ -71,6 +76,7 @@ pub fn main() -> ExitCode {
         Command::Info(args) => info::run(&args),
         Command::Explain(args) => explain::run(&args),
         Command::Compare(args) => compare::run(&args, cli.quiet),
+        Command::Convert(args) => convert::run(&args, cli.quiet),
         Command::Bench(args) => bench::run(&args, cli.quiet),
         Command::Verify(args) => verify::run(&args, cli.quiet),
     };
@@ -105,6 +111,7 @@ fn message(error: &anyhow::Error) -> String {
 fn exit_code(error: &anyhow::Error) -> u8 {
     match error.downcast_ref::<BackendError>() {
         Some(BackendError::Unavailable { .. } | BackendError::Precision { .. }) => UNUSABLE,
+        _ if matches!(error.downcast_ref(), Some(PeerError::Missing { .. })) => UNUSABLE,
         _ => 1,
     }
 }

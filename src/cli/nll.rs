@@ -1,6 +1,5 @@
 //! `warpdiff nll`: bits per dimension.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -8,10 +7,10 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 use super::device::DeviceArgs;
+use super::model::ModelArgs;
 use super::progress::Progress;
 use crate::data::{self, OpenOptions, Split};
 use crate::evaluate::{EvaluateOptions, ImageBound, evaluate, mean_and_error};
-use crate::model::ModelFolder;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum SplitArg {
@@ -21,8 +20,8 @@ enum SplitArg {
 
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// A model folder.
-    model: PathBuf,
+    #[command(flatten)]
+    model: ModelArgs,
     /// Data, as for `train`.
     dataset: String,
     /// Images to evaluate, the first ones; all of them by default.
@@ -94,7 +93,7 @@ impl Summary {
 
 pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
     let backend = args.device.backend()?;
-    let model = ModelFolder::open(&args.model)?;
+    let model = args.model.open()?;
     let split = match args.split {
         SplitArg::Train => Split::Train,
         SplitArg::Test => Split::Test,

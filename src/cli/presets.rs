@@ -10,6 +10,9 @@ pub(super) enum Preset {
     /// The 35.7 M-parameter network of DDPM for 32x32 images.
     #[value(name = "ddpm-cifar10-32")]
     DdpmCifar10,
+    /// The 113.7 M-parameter network of DDPM for 256x256 images.
+    #[value(name = "ddpm-256")]
+    Ddpm256,
     /// 0.7 M parameters for 8x8 images: trains in minutes on two cores.
     DigitsSmall,
     /// A few million parameters for images of 16 to 64 pixels: a first model on a CPU.
@@ -27,6 +30,7 @@ impl Preset {
     pub fn config(self) -> UNetConfig {
         match self {
             Preset::DdpmCifar10 => presets::ddpm_cifar10_32(),
+            Preset::Ddpm256 => presets::ddpm_256(),
             Preset::DigitsSmall => presets::digits_small(),
             Preset::Small32 => presets::small_32(),
         }

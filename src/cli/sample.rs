@@ -9,6 +9,7 @@ use anyhow::{Result, bail};
 use clap::ValueEnum;
 
 use super::device::DeviceArgs;
+use super::model::ModelArgs;
 use super::progress::Progress;
 use super::{interrupt, parse};
 use crate::diffusion::{SamplerKind, SchedulerConfig};
@@ -35,8 +36,8 @@ enum SamplerArg {
 
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// A model folder: config.json, weights and scheduler_config.json, as diffusers or `train` write them.
-    model: PathBuf,
+    #[command(flatten)]
+    model: ModelArgs,
     /// Number of samples.
     #[arg(long, default_value_t = 64)]
     num: usize,
@@ -89,7 +90,7 @@ pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
     }
     let device = args.device.open()?;
     interrupt::listen()?;
-    let model = ModelFolder::open(&args.model)?;
+    let model = args.model.open()?;
     let scheduler = scheduler(args, &model);
     let steps = args.steps.unwrap_or(match scheduler.sampler {
         SamplerKind::Ddpm => scheduler.betas.num_train_timesteps,
@@ -116,7 +117,7 @@ pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
         Ok(scales)
     })?;
     let mut sampler = Sampler::new(&model, options, backend.as_ref())?;
-    let names = TrainingState::read(&args.model)?.map(|s| s.dataset.class_names).filter(|n| !n.is_empty());
+    let names = TrainingState::read(&args.model.path)?.map(|s| s.dataset.class_names).filter(|n| !n.is_empty());
     let begin = Instant::now();
     let done = match kind {
         OutputKind::Animation => animate(args, &mut sampler, names.as_deref(), quiet)?,

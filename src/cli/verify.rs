@@ -9,13 +9,16 @@ use serde::Serialize;
 
 use super::device::DeviceArgs;
 use crate::backend::Precision;
-use crate::verify::{CheckReport, Status, find_cases, verify_case};
+use crate::verify::{CheckReport, Status, find_cases, verify_case, verify_case_leniently};
 
 #[derive(clap::Args)]
 pub(super) struct Args {
     /// Case folders, or folders of case folders.
     #[arg(required = true)]
     paths: Vec<PathBuf>,
+    /// Ignore tensors and configuration keys that are not known, with a warning, instead of refusing them.
+    #[arg(long)]
+    lenient: bool,
     #[command(flatten)]
     device: DeviceArgs,
     /// Write the results here, too.
@@ -46,7 +49,12 @@ pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
             }
         };
         for case in cases {
-            match verify_case(&case, backend.as_ref()) {
+            let reports = if args.lenient {
+                verify_case_leniently(&case, backend.as_ref(), &mut |warning| eprintln!("warning: {warning}"))
+            } else {
+                verify_case(&case, backend.as_ref())
+            };
+            match reports {
                 Ok(reports) => {
                     reports.iter().filter(|r| !quiet || r.status == Status::Fail).for_each(print);
                     checks.extend(reports);

@@ -14,6 +14,8 @@ use super::schedule::Schedule;
 use super::timesteps::TimestepSpacing;
 use super::variance::VarianceType;
 
+/// The name of DDPMScheduler before diffusers 0.2.
+const LEGACY_CLASS: &str = "GaussianDDPMScheduler";
 const SHARED_KEYS: [&str; 12] = [
     "num_train_timesteps",
     "beta_start",
@@ -65,6 +67,22 @@ impl SchedulerConfig {
         Self::from_value(&serde_json::from_str(&quote_bare_floats(text))?)
     }
 
+    /// As [`from_json`](Self::from_json), but leaves out keys that nobody knows. The second result is these, with their values.
+    ///
+    /// # Errors
+    /// As [`from_json`](Self::from_json), but for unknown keys.
+    pub fn from_json_lenient(text: &str) -> Result<(Self, Vec<String>)> {
+        let mut value: Value = serde_json::from_str(&quote_bare_floats(text))?;
+        let mut ignored = Vec::new();
+        if let Some(object) = value.as_object_mut() {
+            for key in unknown_keys(object) {
+                let value = object.remove(&key).unwrap_or_default();
+                ignored.push(format!("{key} = {value}"));
+            }
+        }
+        Ok((Self::from_value(&value)?, ignored))
+    }
+
     /// Reads a parsed `scheduler_config.json`.
     ///
     /// # Errors
@@ -85,16 +103,19 @@ impl SchedulerConfig {
                 )));
             }
         };
-        let legacy = class == "GaussianDDPMScheduler";
+        let legacy = class == LEGACY_CLASS;
         let sampler = match class {
-            "DDPMScheduler" | "GaussianDDPMScheduler" => SamplerKind::Ddpm,
+            "DDPMScheduler" | LEGACY_CLASS => SamplerKind::Ddpm,
             "DDIMScheduler" => SamplerKind::Ddim,
             "DPMSolverMultistepScheduler" => SamplerKind::DpmSolverPp,
             other => {
                 return Err(DiffusionError::UnsupportedScheduler { class: other.to_owned() });
             }
         };
-        refuse_unknown_keys(object, legacy)?;
+        if let Some(key) = unknown_keys(object).into_iter().next() {
+            let value = object.get(&key).unwrap_or(&Value::Null).to_string();
+            return Err(DiffusionError::UnknownKey { key, value });
+        }
 
         let mut config = Self::new(sampler);
         read_shared(object, legacy, &mut config)?;
@@ -175,21 +196,18 @@ impl SchedulerConfig {
 
 const VARIANCE_TYPES: &str = "fixed_small, fixed_small_log, fixed_large, fixed_large_log, learned or learned_range";
 
-fn refuse_unknown_keys(object: &Map<String, Value>, legacy: bool) -> Result<()> {
+fn unknown_keys(object: &Map<String, Value>) -> Vec<String> {
+    let legacy = object.get("_class_name").is_some_and(|class| class == LEGACY_CLASS);
     let known: [&[&str]; 6] =
         [&SHARED_KEYS, &DDPM_KEYS, &DDIM_KEYS, &DPM_SOLVER_KEYS, &DPM_SOLVER_SWITCHES, &HARMLESS_KEYS];
     let legacy_keys = ["timesteps", "clip_predicted_image"];
-    for (key, value) in object {
-        let key = key.as_str();
-        let accepted = key.starts_with('_')
+    let accepted = |key: &str| {
+        key.starts_with('_')
             || key == "predict_epsilon"
             || (legacy && legacy_keys.contains(&key))
-            || known.iter().any(|keys| keys.contains(&key));
-        if !accepted {
-            return Err(DiffusionError::UnknownKey { key: key.to_owned(), value: value.to_string() });
-        }
-    }
-    Ok(())
+            || known.iter().any(|keys| keys.contains(&key))
+    };
+    object.keys().filter(|key| !accepted(key)).cloned().collect()
 }
 
 fn read_shared(object: &Map<String, Value>, legacy: bool, config: &mut SchedulerConfig) -> Result<()> {

@@ -102,11 +102,23 @@ pub enum FileError {
         /// The file names that would have been read.
         looked_for: String,
     },
-    /// A model folder has weights only as a Python pickle.
-    #[error("{} is a Python pickle, which is not read; convert it once to diffusion_pytorch_model.safetensors (in diffusers: model.save_pretrained(folder, safe_serialization=True))", path.display())]
-    OnlyPickle {
-        /// The pickle that was found.
+    /// A pickle asks for more than tensors.
+    #[error("{}: refused, nothing of it was run: its pickle {what}, so this file wants to run code; convert it to safetensors with a tool you trust", path.display())]
+    Forbidden {
+        /// The file.
         path: PathBuf,
+        /// What it asks for, as a verb phrase.
+        what: String,
+    },
+    /// A file that is no checkpoint, or one that holds something other than named tensors.
+    #[error("{}: {problem}; {remedy}", path.display())]
+    Checkpoint {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+        /// What to do.
+        remedy: &'static str,
     },
     /// The index of a sharded model names a shard that is not there.
     #[error("{} names the shard {shard:?}, which is not in the folder; download it too", index.display())]

@@ -9,7 +9,7 @@ use super::atomic::write_file;
 use super::tensor::DataView;
 use super::{FileError, TensorView};
 
-/// Writes named tensors (f32, i64, u8) to `path` in the order given, with `metadata` as the header's string pairs.
+/// Writes named tensors to `path` in the order given, with `metadata` as the header's string pairs.
 ///
 /// `[("format", "pt")]` is the metadata that transformers and diffusers ask for.
 ///
@@ -21,6 +21,8 @@ pub fn write(path: &Path, tensors: &[(&str, TensorView<'_>)], metadata: &[(&str,
     for (name, tensor) in tensors {
         let dtype = match tensor.data {
             DataView::F32(_) => "F32",
+            DataView::F16(_) => "F16",
+            DataView::Bf16(_) => "BF16",
             DataView::I64(_) => "I64",
             DataView::U8(_) => "U8",
         };
@@ -38,6 +40,8 @@ pub fn write(path: &Path, tensors: &[(&str, TensorView<'_>)], metadata: &[(&str,
         file.write_all(&header.bytes())?;
         tensors.iter().try_for_each(|(_, tensor)| match tensor.data {
             DataView::F32(data) => write_le(file, data, |x| x.to_le_bytes()),
+            DataView::F16(data) => write_le(file, data, |x| x.to_le_bytes()),
+            DataView::Bf16(data) => write_le(file, data, |x| x.to_le_bytes()),
             DataView::I64(data) => write_le(file, data, |x| x.to_le_bytes()),
             DataView::U8(data) => file.write_all(data),
         })
@@ -66,6 +70,7 @@ impl Header {
         let width = match dtype {
             "I64" => 8,
             "F32" => 4,
+            "F16" | "BF16" => 2,
             _ => 1,
         };
         let end = shape

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use half::{bf16, f16};
+
 use super::FileError;
 
 /// The elements of a [`HostTensor`], row-major.
@@ -66,6 +68,10 @@ impl HostTensor {
 pub enum DataView<'a> {
     /// Floating point.
     F32(&'a [f32]),
+    /// Half precision.
+    F16(&'a [f16]),
+    /// Half the bits of f32, its range kept.
+    Bf16(&'a [bf16]),
     /// Integers.
     I64(&'a [i64]),
     /// Bytes.
@@ -91,6 +97,8 @@ impl<'a> TensorView<'a> {
     pub fn len(&self) -> usize {
         match self.data {
             DataView::F32(data) => data.len(),
+            DataView::F16(data) => data.len(),
+            DataView::Bf16(data) => data.len(),
             DataView::I64(data) => data.len(),
             DataView::U8(data) => data.len(),
         }

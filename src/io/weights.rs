@@ -5,7 +5,8 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 
-use super::safetensors::{json_offset, missing_tensor};
+use super::safetensors::json_offset;
+use super::tensor_file::missing_tensor;
 use super::{FileError, HostTensor, TensorFile, TensorInfo};
 
 const STEM: &str = "diffusion_pytorch_model";
@@ -22,47 +23,39 @@ pub struct WeightSource {
 }
 
 impl WeightSource {
-    /// Opens the weights at `path`: a `.safetensors` file, an index of shards, or a folder that holds them itself or in `unet/`.
+    /// Opens the weights at `path`: a file, an index of shards, or a folder that holds them itself or in `unet/`.
     ///
     /// In a folder, `diffusion_pytorch_model.safetensors.index.json` (sharded) goes before `diffusion_pytorch_model.safetensors`, and
-    /// that before the half-precision variant `diffusion_pytorch_model.fp16.safetensors`.
+    /// that before the half-precision variant `diffusion_pytorch_model.fp16.safetensors`; `.bin` files come last, in the same order.
     ///
     /// # Errors
-    /// [`FileError::NoWeights`]; [`FileError::OnlyPickle`] if there is only a `.bin`; [`FileError::MissingShard`],
-    /// [`FileError::ShardEscapes`] and [`FileError::ShardLacksTensor`] for a bad index; and those of [`TensorFile::open`].
+    /// [`FileError::NoWeights`]; [`FileError::MissingShard`], [`FileError::ShardEscapes`] and [`FileError::ShardLacksTensor`] for a bad
+    /// index; and those of [`TensorFile::open`].
     pub fn open(path: &Path) -> Result<Self, FileError> {
         if path.is_file() {
-            let extension = path.extension().unwrap_or_default();
-            return match extension.to_str() {
+            return match path.extension().and_then(|e| e.to_str()) {
                 Some("json") => Self::sharded(path),
-                Some("bin" | "pt" | "pth" | "ckpt") => Err(FileError::OnlyPickle { path: path.to_path_buf() }),
                 _ => Self::single(path),
             };
         }
         fs::read_dir(path).map_err(FileError::os("open the model folder", path))?;
-        let folders = [path.to_path_buf(), path.join("unet")];
-        for folder in &folders {
-            let index = folder.join(format!("{STEM}.safetensors.index.json"));
-            if index.is_file() {
-                return Self::sharded(&index);
-            }
-            for variant in ["", ".fp16"] {
-                let file = folder.join(format!("{STEM}{variant}.safetensors"));
-                if file.is_file() {
-                    return Self::single(&file);
+        for extension in ["safetensors", "bin"] {
+            for folder in [path.to_path_buf(), path.join("unet")] {
+                let index = folder.join(format!("{STEM}.{extension}.index.json"));
+                if index.is_file() {
+                    return Self::sharded(&index);
                 }
-            }
-        }
-        for folder in &folders {
-            for name in [format!("{STEM}.bin"), format!("{STEM}.bin.index.json")] {
-                if folder.join(&name).is_file() {
-                    return Err(FileError::OnlyPickle { path: folder.join(name) });
+                for variant in ["", ".fp16"] {
+                    let file = folder.join(format!("{STEM}{variant}.{extension}"));
+                    if file.is_file() {
+                        return Self::single(&file);
+                    }
                 }
             }
         }
         Err(FileError::NoWeights {
             folder: path.to_path_buf(),
-            looked_for: format!("{STEM}.safetensors and {STEM}.safetensors.index.json, here and in unet/"),
+            looked_for: format!("{STEM}.safetensors, {STEM}.bin and their .index.json, here and in unet/"),
         })
     }
 
@@ -93,6 +86,13 @@ impl WeightSource {
             tensors.insert(tensor, position);
         }
         Ok(Self { path: index.to_path_buf(), files, tensors })
+    }
+
+    /// Forgets every tensor of these names.
+    pub fn leave_out(&mut self, names: &[String]) {
+        for name in names {
+            self.tensors.remove(name);
+        }
     }
 
     /// The file that was found: a safetensors file or an index.
@@ -257,15 +257,37 @@ mod tests {
     }
 
     #[test]
-    fn a_pickle_or_nothing_says_what_to_do() {
+    fn safetensors_go_before_bin_and_nothing_says_what_to_do() {
         let folder = tempfile::tempdir().unwrap();
         let text = WeightSource::open(folder.path()).unwrap_err().to_string();
         assert!(text.contains("diffusion_pytorch_model.safetensors"), "{text}");
-        fs::write(folder.path().join(format!("{STEM}.bin")), b"pickle").unwrap();
-        let error = WeightSource::open(folder.path()).unwrap_err();
-        assert!(matches!(error, FileError::OnlyPickle { .. }));
-        assert!(error.to_string().contains("safe_serialization=True"));
-        let direct = WeightSource::open(&folder.path().join(format!("{STEM}.bin")));
-        assert!(matches!(direct, Err(FileError::OnlyPickle { .. })));
+        let bin = folder.path().join(format!("{STEM}.bin"));
+        fs::write(&bin, b"neither").unwrap();
+        for path in [folder.path(), bin.as_path()] {
+            let text = WeightSource::open(path).unwrap_err().to_string();
+            assert!(text.contains("torch.save") && text.contains(".bin"), "{text}");
+        }
+        save(&folder.path().join(format!("unet/{STEM}.safetensors")), "a", &[1.0]);
+        assert_eq!(WeightSource::open(folder.path()).unwrap().names().collect::<Vec<_>>(), ["a"]);
+    }
+
+    /// What a file is called says nothing about what it is.
+    #[test]
+    fn the_format_is_told_by_content() {
+        let folder = tempfile::tempdir().unwrap();
+        let bin = folder.path().join(format!("{STEM}.bin"));
+        save(&bin, "a", &[1.0]);
+        assert_eq!(WeightSource::open(folder.path()).unwrap().get_f32("a", &[1]).unwrap(), [1.0]);
+        for (head, word) in
+            [(&b"version https://git-lfs.github.com/spec/v1\n"[..], "git lfs pull"), (b"\n<!DOCTYPE html>", "web page")]
+        {
+            fs::write(&bin, head).unwrap();
+            let text = WeightSource::open(&bin).unwrap_err().to_string();
+            assert!(text.contains(word), "{text}");
+        }
+        let mut tar = vec![0; 1024];
+        tar[257..262].copy_from_slice(b"ustar");
+        fs::write(&bin, tar).unwrap();
+        assert!(WeightSource::open(&bin).unwrap_err().to_string().contains("tar archive"));
     }
 }

@@ -4,15 +4,24 @@ use std::collections::BTreeSet;
 
 use super::ModelError;
 use crate::backend::{Executable, Store};
-use crate::graph::{ParamId, ParamSpec};
-use crate::io::{TensorView, WeightSource};
+use crate::graph::{ParamId, ParamPart, ParamSpec};
+use crate::io::{TensorView, WeightSource, nearest_name};
 
 /// Names of the attention's projections before diffusers 0.15.
 const LEGACY: [(&str, &str); 4] =
     [(".to_q.", ".query."), (".to_k.", ".key."), (".to_v.", ".value."), (".to_out.0.", ".proj_attn.")];
 
-/// Where a parameter's parts are found in a file: the name in the file of each part of each parameter.
-fn file_names(params: &[ParamSpec], source: &WeightSource) -> Result<Vec<Vec<String>>, ModelError> {
+/// How the tensors of a file and the parameters of a network go together.
+struct Match {
+    /// The name in the file of each part of each parameter; parts that are missing are left out.
+    names: Vec<Vec<String>>,
+    missing: Vec<ParamPart>,
+    unexpected: Vec<String>,
+    /// Both shapes of each name.
+    misshapen: Vec<String>,
+}
+
+fn match_names(params: &[ParamSpec], source: &WeightSource) -> Result<Match, ModelError> {
     let available: BTreeSet<&str> = source.names().collect();
     let mut used = BTreeSet::new();
     let (mut missing, mut misshapen) = (Vec::new(), Vec::new());
@@ -24,7 +33,7 @@ fn file_names(params: &[ParamSpec], source: &WeightSource) -> Result<Vec<Vec<Str
             let legacy = legacy.map(|(new, old)| part.name.replace(new, old));
             let candidates = std::iter::once(part.name.clone()).chain(legacy);
             let Some(name) = candidates.into_iter().find(|n| available.contains(n.as_str())) else {
-                missing.push(format!("{} {:?}", part.name, part.file_shape));
+                missing.push(part.clone());
                 continue;
             };
             let shape = &source.info(&name)?.shape;
@@ -37,10 +46,34 @@ fn file_names(params: &[ParamSpec], source: &WeightSource) -> Result<Vec<Vec<Str
         names.push(parts);
     }
     let unexpected: Vec<String> = available.iter().filter(|n| !used.contains(**n)).map(|n| (*n).to_string()).collect();
+    Ok(Match { names, missing, unexpected, misshapen })
+}
+
+/// The name in the file of each part of each parameter.
+pub(super) fn file_names(params: &[ParamSpec], source: &WeightSource) -> Result<Vec<Vec<String>>, ModelError> {
+    let Match { names, missing, unexpected, misshapen } = match_names(params, source)?;
     if missing.is_empty() && unexpected.is_empty() && misshapen.is_empty() {
         return Ok(names);
     }
+    // A name of the file that nothing asked for, of the same shape, is likely the same tensor.
+    let describe = |part: &ParamPart| {
+        let same = |name: &&str| source.info(name).is_ok_and(|info| same_shape(&info.shape, &part.file_shape));
+        let alike = nearest_name(&part.name, unexpected.iter().map(String::as_str).filter(same));
+        let hint = alike.map_or(String::new(), |name| format!(" (did you mean {name}?)"));
+        format!("{} {:?}{hint}", part.name, part.file_shape)
+    };
+    let shown = |i: usize| i < super::SHOWN;
+    let missing = missing.iter().enumerate();
+    let missing = missing.map(|(i, part)| if shown(i) { describe(part) } else { part.name.clone() }).collect();
     Err(ModelError::Mismatch { path: source.path().to_path_buf(), missing, unexpected, misshapen })
+}
+
+/// Tensors of a file that a network has no use for.
+///
+/// # Errors
+/// [`ModelError::File`].
+pub fn unexpected_tensors(params: &[ParamSpec], source: &WeightSource) -> Result<Vec<String>, ModelError> {
+    Ok(match_names(params, source)?.unexpected)
 }
 
 /// Equal up to trailing dimensions of 1: projections were stored as 1x1 convolutions once.

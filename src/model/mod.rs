@@ -1,14 +1,16 @@
 //! Models as their users have them: a folder with a configuration, weights and a scheduler's settings.
 
 mod bind;
+mod convert;
 mod folder;
 
 use std::path::PathBuf;
 
 use thiserror::Error;
 
-pub use bind::{bind_weights, read_weights, write_weights};
-pub use folder::{ModelFolder, read_config, save_model};
+pub use bind::{bind_weights, read_weights, unexpected_tensors, write_weights};
+pub use convert::{Converted, StoredAs, convert};
+pub use folder::{Lenient, ModelFolder, open_network_leniently, read_config, save_model};
 
 use crate::backend::BackendError;
 use crate::diffusion::DiffusionError;
@@ -70,9 +72,11 @@ pub enum ModelError {
     Backend(#[from] BackendError),
 }
 
-/// The differences, a few of each kind.
+/// Names that a message shows of each kind.
+const SHOWN: usize = 20;
+
+/// The differences, the first of each kind.
 fn list(missing: &[String], unexpected: &[String], misshapen: &[String]) -> String {
-    const SHOWN: usize = 8;
     let mut text = String::new();
     for (what, names) in [("missing", missing), ("unexpected", unexpected), ("wrong shape", misshapen)] {
         if names.is_empty() {
@@ -86,5 +90,9 @@ fn list(missing: &[String], unexpected: &[String], misshapen: &[String]) -> Stri
             text += &format!("\n    ... and {} more", names.len() - SHOWN);
         }
     }
-    text + "\n  check that config.json and the weights come from the same model"
+    text += "\n  check that config.json and the weights come from the same model";
+    if missing.is_empty() && misshapen.is_empty() {
+        text += ", or ignore the unexpected tensors with --lenient";
+    }
+    text
 }

@@ -8,7 +8,7 @@ pub use forward::ForwardProgram;
 pub use sampling::{SamplingOptions, SamplingProgram};
 pub use training::{Given, TrainingInputs, TrainingOptions, TrainingProgram};
 
-use crate::graph::{DType, Graph, ValueId};
+use crate::graph::{DType, Graph, ParamSpec, ValueId};
 use crate::unet::{ClassEmbedding, ClassInput, ConfigError, UNetConfig};
 
 /// Batch size and image size of a program.
@@ -27,6 +27,17 @@ impl Batch {
     pub fn numel(&self, channels: usize) -> usize {
         self.n * self.h * self.w * channels
     }
+}
+
+/// The parameters of a network, in the order in which every program has them.
+///
+/// # Errors
+/// [`ConfigError`] if the configuration makes no network.
+pub fn parameters(config: &UNetConfig) -> Result<Vec<ParamSpec>, ConfigError> {
+    // They do not depend on the images' size, so the smallest will do.
+    let side = 1 << config.block_out_channels.len().clamp(1, 16).saturating_sub(1);
+    let network = ForwardProgram::new(config, Batch { n: 1, h: side, w: side }, false)?;
+    Ok(network.plan.graph().params().to_vec())
 }
 
 /// The class-label input that a model takes, for `n` samples.

@@ -16,7 +16,8 @@ pub const CALIBRATION_SAMPLES: usize = 4;
 /// batch or which of its samples are drawn.
 ///
 /// # Errors
-/// As [`Sampler::new`]; [`SampleError::Calibration`] where an input is not finite.
+/// As [`Sampler::new`]; [`SampleError::Calibration`] where an input is not finite, [`SampleError::Condition`] for a network
+/// that has no convolution to quantise.
 pub fn calibrate(
     model: &ModelFolder,
     options: &SampleOptions,
@@ -33,5 +34,11 @@ pub fn calibrate(
     })?;
     let Some(mut measuring) = measuring else { return Ok(Fp8Scales::default()) };
     sampler.visit(0..CALIBRATION_SAMPLES, &mut |exe, _| Ok(measuring.read(exe)?))?;
-    measuring.scales().map_err(|scope| SampleError::Calibration { scope })
+    let scales = measuring.scales().map_err(|scope| SampleError::Calibration { scope })?;
+    if scales.is_empty() {
+        let reason = "fp8 has no convolution to quantise: none from and to 32 channels or more follows a group norm; take \
+                      --precision bf16";
+        return Err(SampleError::Condition(reason.into()));
+    }
+    Ok(scales)
 }

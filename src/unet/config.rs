@@ -203,17 +203,29 @@ impl UNetConfig {
     /// # Errors
     /// [`ConfigError`], naming the key and what would be accepted.
     pub fn from_json(text: &str) -> Result<Self, ConfigError> {
+        match Self::from_json_lenient(text)? {
+            (config, unknown) if unknown.is_empty() => Ok(config),
+            (_, unknown) => Err(ConfigError::UnknownKeys { keys: unknown.join(", ") }),
+        }
+    }
+
+    /// As [`from_json`](Self::from_json), but leaves out keys that nobody knows. The second result is these, with their values.
+    ///
+    /// # Errors
+    /// [`ConfigError`], but for unknown keys.
+    pub fn from_json_lenient(text: &str) -> Result<(Self, Vec<String>), ConfigError> {
         let mut map: Map<String, Value> = serde_json::from_str(text)?;
         check_class(&map)?;
+        rename_old_keys(&mut map);
         strip_old_prefixes(&mut map);
         check_enums(&map)?;
         let default = serde_json::to_value(Self { null_class: Some(0), ..Self::default() })?;
-        check_keys(&map, &default)?;
+        let unknown = unknown_keys(&map, &default);
         // An absent key takes its default, and so does a null one whose default is not null.
         map.retain(|key, value| !value.is_null() || default.get(key).is_none_or(|d| d.is_null() || nullable(key)));
         let config: Self = serde_json::from_value(Value::Object(map))?;
         config.validate()?;
-        Ok(config)
+        Ok((config, unknown))
     }
 
     /// The text of a `config.json` that diffusers loads.
@@ -361,17 +373,13 @@ fn unsupported(key: &str, value: &Value, supported: &'static str) -> ConfigError
     ConfigError::Unsupported { key: key.into(), value: value.to_string(), supported }
 }
 
-/// Refuses keys that nobody knows: what they ask for would be left undone without a word.
-fn check_keys(map: &Map<String, Value>, known: &Value) -> Result<(), ConfigError> {
+/// Keys that nobody knows, with their values: what they ask for would be left undone without a word.
+fn unknown_keys(map: &Map<String, Value>, known: &Value) -> Vec<String> {
     // Diffusers reads it for learned time embeddings alone, which are refused by their own key.
     let harmless = |key: &str| key.starts_with('_') || key == "num_train_timesteps";
     let unset = |value: &Value| value.is_null() || *value == Value::Bool(false);
-    match map.iter().find(|(key, value)| known.get(key).is_none() && !harmless(key) && !unset(value)) {
-        None => Ok(()),
-        Some((key, value)) => {
-            Err(unsupported(key, value, "the keys of UNet2DModel; remove it if the network does without"))
-        }
-    }
+    let unknown = map.iter().filter(|(key, value)| known.get(key).is_none() && !harmless(key) && !unset(value));
+    unknown.map(|(key, value)| format!("{key} = {value}")).collect()
 }
 
 fn check_class(map: &Map<String, Value>) -> Result<(), ConfigError> {
@@ -379,6 +387,29 @@ fn check_class(map: &Map<String, Value>) -> Result<(), ConfigError> {
         None => Ok(()),
         Some(Value::String(s)) if s == "UNet2DModel" || s == "UNetUnconditionalModel" => Ok(()),
         Some(other) => Err(unsupported("_class_name", other, "UNet2DModel")),
+    }
+}
+
+/// Names of keys before diffusers 0.1 (July 2022), and what they became.
+const OLD_KEYS: [(&str, &str); 8] = [
+    ("image_size", "sample_size"),
+    ("block_channels", "block_out_channels"),
+    ("down_blocks", "down_block_types"),
+    ("up_blocks", "up_block_types"),
+    ("num_res_blocks", "layers_per_block"),
+    ("resnet_eps", "norm_eps"),
+    ("downscale_freq_shift", "freq_shift"),
+    ("num_head_channels", "attention_head_dim"),
+];
+
+/// An old name beside its successor stays, and is unknown.
+fn rename_old_keys(map: &mut Map<String, Value>) {
+    for (old, new) in OLD_KEYS {
+        if !map.contains_key(new)
+            && let Some(value) = map.remove(old)
+        {
+            map.insert(new.into(), value);
+        }
     }
 }
 

@@ -32,6 +32,14 @@ pub enum ConfigError {
         /// What would be accepted.
         supported: &'static str,
     },
+    /// Keys that UNet2DModel does not have.
+    #[error(
+        "{keys} is not supported; supported: the keys of UNet2DModel; remove what the network does without, or ask for --lenient"
+    )]
+    UnknownKeys {
+        /// All of them, with their values.
+        keys: String,
+    },
     /// Values that contradict each other or make no network.
     #[error("{key}: {detail}")]
     Invalid {

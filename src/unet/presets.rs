@@ -44,3 +44,34 @@ pub fn small_32() -> UNetConfig {
         ..UNetConfig::default()
     }
 }
+
+/// The 113.7 M-parameter network of DDPM for 256x256 images (2006.11239): what google/ddpm-celebahq-256,
+/// google/ddpm-church-256 and google/ddpm-bedroom-256 hold.
+pub fn ddpm_256() -> UNetConfig {
+    UNetConfig {
+        sample_size: Some(SampleSize::Side(256)),
+        block_out_channels: vec![128, 128, 256, 256, 512, 512],
+        down_block_types: vec![
+            DownBlock::Plain,
+            DownBlock::Plain,
+            DownBlock::Plain,
+            DownBlock::Plain,
+            DownBlock::Attention,
+            DownBlock::Plain,
+        ],
+        up_block_types: vec![
+            UpBlock::Plain,
+            UpBlock::Attention,
+            UpBlock::Plain,
+            UpBlock::Plain,
+            UpBlock::Plain,
+            UpBlock::Plain,
+        ],
+        norm_eps: 1e-6,
+        attention_head_dim: None,
+        downsample_padding: 0,
+        flip_sin_to_cos: false,
+        freq_shift: 1.0,
+        ..UNetConfig::default()
+    }
+}

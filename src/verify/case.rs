@@ -11,7 +11,7 @@ use crate::backend::Executable;
 use crate::diffusion::SchedulerConfig;
 use crate::io::{FileError, TensorData, TensorFile, WeightSource};
 use crate::layout::nchw_to_nhwc;
-use crate::model::bind_weights;
+use crate::model::{Lenient, bind_weights, open_network_leniently};
 use crate::unet::{ClassEmbedding, UNetConfig};
 
 /// A golden case.
@@ -46,9 +46,11 @@ pub fn find_cases(path: &Path) -> Result<Vec<PathBuf>, VerifyError> {
 impl Case {
     /// Reads a case; the model's weights are opened, not yet loaded.
     ///
+    /// `on_warning` is told what is ignored of a model's files; without it, unknown keys and tensors are refused.
+    ///
     /// # Errors
     /// [`VerifyError`] with the file that cannot be read.
-    pub fn open(folder: &Path) -> Result<Self, VerifyError> {
+    pub fn open(folder: &Path, on_warning: Option<&mut dyn FnMut(&str)>) -> Result<Self, VerifyError> {
         let path = folder.join("case.json");
         let text = fs::read_to_string(&path).map_err(FileError::os("read", &path))?;
         let format = |problem: String| VerifyError::Format { path: path.clone(), problem };
@@ -59,7 +61,7 @@ impl Case {
         }
         let golden = TensorFile::open(&folder.join(json["golden"].as_str().unwrap_or("golden.safetensors")))?;
         let model = match json["model_dir"].as_str() {
-            Some(dir) => Some(open_network(&folder.join(dir))?),
+            Some(dir) => Some(open_network(&folder.join(dir), on_warning)?),
             None => None,
         };
         Ok(Self { name, json, golden, model })
@@ -110,7 +112,15 @@ impl Case {
 }
 
 /// A model of which the scheduler does not matter: each check brings its own.
-fn open_network(folder: &Path) -> Result<(UNetConfig, WeightSource), VerifyError> {
+fn open_network(
+    folder: &Path,
+    on_warning: Option<&mut dyn FnMut(&str)>,
+) -> Result<(UNetConfig, WeightSource), VerifyError> {
+    if let Some(on_warning) = on_warning {
+        let Lenient { config, weights, warnings, .. } = open_network_leniently(folder)?;
+        warnings.iter().for_each(|warning| on_warning(warning));
+        return Ok((config, weights));
+    }
     let (config, _) = crate::model::read_config(folder)?;
     Ok((config, WeightSource::open(folder)?))
 }

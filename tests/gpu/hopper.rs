@@ -1,5 +1,6 @@
-//! Convolutions and linear layers on the kernels of Hopper, whose channels are multiples of 8 from 32 on. Each shape takes the
-//! variant that would be chosen for it; that all variants agree in every bit is tested where they are chosen by hand.
+//! Convolutions and linear layers on the kernels of Hopper, whose channels are multiples of 8 from 32 on. Each shape
+//! takes the variant that would be chosen for it; that all variants agree in every bit is tested where they are chosen
+//! by hand.
 
 use warpdiff::backend::Precision;
 use warpdiff::backend::gpu::Gpu;
@@ -111,8 +112,8 @@ fn image(values: &[f32], index: usize, images: usize) -> &[f32] {
     &values[index * len..][..len]
 }
 
-/// Every image of a batch has the bits that it has alone. `of(n)` is the operation on n images, operands `shared` the same for
-/// all of them.
+/// Every image of a batch has the bits that it has alone. `of(n)` is the operation on n images, operands `shared` the
+/// same for all of them.
 fn assert_batch_invariant(of: impl Fn(usize) -> Case, images: usize, shared: &[usize]) {
     let backend = Gpu::new(device(), Precision::Bf16);
     let mut batch = build(&of(images), &backend, false, 10, Precision::Bf16);

@@ -13,7 +13,7 @@ use super::launch::Launch;
 use super::lower::{self, Planned, Roles};
 use super::memory::DeviceBuffer;
 use super::plan_memory::Memory;
-use crate::backend::{BackendError, Executable, Precision, Store, check_bytes, check_floats, check_length};
+use crate::backend::{BackendError, Executable, Precision, Store, check_bytes, check_floats, check_length, check_part};
 use crate::graph::{DType, ParamId, Plan, ValueId};
 
 /// A plan that is ready to run on a device.
@@ -138,18 +138,40 @@ impl Executable for GpuExecutable {
         written.map_err(|e| self.device_error(e))
     }
 
+    fn write_repeated(&mut self, value: ValueId, pattern: &[f32]) -> Result<(), BackendError> {
+        let len = self.plan.graph().shape(value).numel();
+        check_length("a repeated pattern", pattern.len().max(1), pattern.len())?;
+        let (buffer, offset, stored) = self.locate(value, len)?;
+        let written = match stored {
+            Stored::Word => buffer.write_repeated(offset, 4 * len, bytemuck::cast_slice(pattern)),
+            Stored::Bf16 => buffer.write_repeated(offset, 2 * len, bytemuck::cast_slice(&to_bf16(pattern))),
+        };
+        written.map_err(|e| self.device_error(e))
+    }
+
     fn write_u32(&mut self, value: ValueId, data: &[u32]) -> Result<(), BackendError> {
         let (buffer, offset, _) = self.locate(value, data.len())?;
         buffer.write(offset, bytemuck::cast_slice(data)).map_err(|e| self.device_error(e))
     }
 
     fn read_f32(&self, value: ValueId, data: &mut [f32]) -> Result<(), BackendError> {
-        let (buffer, offset, stored) = self.locate(value, data.len())?;
+        check_floats(self.plan.graph().value(value), data.len())?;
+        self.read_part(value, 0, data)
+    }
+
+    fn read_part(&self, value: ValueId, first: usize, data: &mut [f32]) -> Result<(), BackendError> {
+        let of = self.plan.graph().value(value);
+        check_part(of, first, data.len())?;
+        let (buffer, offset, stored) = self.locate(value, of.shape.numel())?;
         match stored {
-            Stored::Word => buffer.read(offset, bytemuck::cast_slice_mut(data)).map_err(|e| self.device_error(e)),
+            Stored::Word => {
+                buffer.read(offset + 4 * first, bytemuck::cast_slice_mut(data)).map_err(|e| self.device_error(e))
+            }
             Stored::Bf16 => {
                 let mut halves = vec![bf16::ZERO; data.len()];
-                buffer.read(offset, bytemuck::cast_slice_mut(&mut halves)).map_err(|e| self.device_error(e))?;
+                buffer
+                    .read(offset + 2 * first, bytemuck::cast_slice_mut(&mut halves))
+                    .map_err(|e| self.device_error(e))?;
                 data.iter_mut().zip(halves).for_each(|(x, h)| *x = h.to_f32());
                 Ok(())
             }

@@ -4,7 +4,7 @@
 //! ([`crate::sample::calibrate`]); its filter as `e4m3(w / scale[k])`, one scale an output channel, taken from the weights.
 //! Products are summed as of bf16, scaled back, and stored as bf16 like everything else.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use super::choice::{ImageProblem, takes_image};
 use super::driver::DeviceLimits;
@@ -18,7 +18,7 @@ pub const LARGEST: f32 = 448.0;
 const FEWEST_CHANNELS: usize = 32;
 
 /// Values that are stored as e4m3, and what 1 in them stands for.
-pub(super) type Quantised = HashMap<ValueId, f32>;
+pub(super) type Quantised = BTreeMap<ValueId, f32>;
 
 /// The scale of each quantised convolution's input, by the convolution's scope.
 #[derive(Clone, Debug, Default, PartialEq)]

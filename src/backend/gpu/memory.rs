@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::driver::{DevicePtr, Driver, DriverError};
 
 /// An allocation, freed when dropped.
-pub(super) struct DeviceBuffer {
+pub(crate) struct DeviceBuffer {
     driver: Arc<dyn Driver>,
     at: DevicePtr,
     bytes: usize,
@@ -41,6 +41,12 @@ impl DeviceBuffer {
         }
         // SAFETY: the range lies in the allocation, as just checked.
         unsafe { self.driver.upload(self.at.offset(offset), data) }
+    }
+
+    /// Copies `pattern` to byte `offset` over and over until `bytes` bytes are written.
+    pub fn write_repeated(&self, offset: usize, bytes: usize, pattern: &[u8]) -> Result<(), DriverError> {
+        let starts = (0..bytes).step_by(pattern.len().max(1));
+        starts.into_iter().try_for_each(|at| self.write(offset + at, &pattern[..pattern.len().min(bytes - at)]))
     }
 
     /// Fills `data` from byte `offset`.

@@ -10,7 +10,7 @@ pub mod fp8;
 pub mod kernels;
 pub mod launch;
 mod lower;
-mod memory;
+pub(crate) mod memory;
 mod plan_memory;
 
 use std::sync::Arc;
@@ -43,8 +43,16 @@ impl Gpu {
     /// # Errors
     /// [`BackendError::Unavailable`] if there is no driver, no GPU that the kernels run on, or no kernels in this build.
     pub fn cuda(precision: Precision) -> Result<Self, BackendError> {
-        let cuda = Cuda::open().map_err(|e| backend_error("cuda", e))?;
-        Ok(Self::new(Arc::new(cuda), precision))
+        Self::open(precision).map(|(gpu, _)| gpu)
+    }
+
+    /// The first NVIDIA GPU, and its driver for those who need more of it than a [`Driver`] offers.
+    ///
+    /// # Errors
+    /// As [`Gpu::cuda`].
+    pub fn open(precision: Precision) -> Result<(Self, Arc<Cuda>), BackendError> {
+        let cuda = Arc::new(Cuda::open().map_err(|e| backend_error("cuda", e))?);
+        Ok((Self::new(Arc::clone(&cuda) as _, precision), cuda))
     }
 
     /// The same device with these fusions and no others: for comparisons.

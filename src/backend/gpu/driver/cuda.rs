@@ -103,6 +103,28 @@ impl Cuda {
     pub fn probe() -> Result<DeviceInfo, DriverError> {
         probe::find().map(|found| found.info)
     }
+
+    /// Calls a library with the stream of this device, as a `cudaStream_t`; the context is current during the call.
+    pub(crate) fn call<T>(&self, work: impl FnOnce(*mut c_void) -> T) -> Result<T, DriverError> {
+        self.inner.bind()?;
+        Ok(work(self.inner.stream.raw().cast()))
+    }
+
+    /// Records what a library enqueues on the stream that `work` receives.
+    ///
+    /// # Safety
+    /// At every replay, the addresses fit what the library's kernels do with them, and what the library itself keeps for
+    /// them is there.
+    ///
+    /// # Errors
+    /// What `work` says; what the device says, such as that a call cannot be captured.
+    pub(crate) unsafe fn record_calls<E: From<DriverError>>(
+        &self,
+        work: impl FnOnce(*mut c_void) -> Result<(), E>,
+    ) -> Result<Box<dyn Recording>, E> {
+        self.inner.bind()?;
+        Ok(Box::new(graph::Replay::capture_calls(&self.inner, |stream| work(stream.raw().cast()))?))
+    }
 }
 
 impl Inner {

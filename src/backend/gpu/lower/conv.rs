@@ -243,7 +243,8 @@ fn fprop_e4m3(
 
 /// `dx = dy * transpose(w) + residual`; the node's operands are dy and w.
 ///
-/// One phase for every remainder of (h, w) by the stride: each has its own taps, so that no product with zero is computed.
+/// One phase for every remainder of (h, w) by the stride: each has its own taps, so that no product with zero is
+/// computed.
 pub(super) fn dgrad(
     ctx: &mut Lowering,
     geometry: &ConvGeometry,
@@ -267,8 +268,8 @@ pub(super) fn dgrad(
     launch(ctx, Pass::Dgrad, geometry, dy, dx, fused, node, &product)
 }
 
-/// Launches forward pass or data gradient: a kernel of Hopper where one takes it, else one of mma.sync and, where the depth
-/// is split, the launch that adds the parts.
+/// Launches forward pass or data gradient: a kernel of Hopper where one takes it, else one of mma.sync and, where the
+/// depth is split, the launch that adds the parts.
 #[expect(clippy::too_many_arguments, reason = "the two callers pass their whole problem")]
 fn launch(
     ctx: &mut Lowering,

@@ -525,4 +525,61 @@ mod tests {
         let cut = Cut::new([1, 64, 64, 128].into(), 32, 2, 1);
         assert!(!cut.fused && cut.chunks == 64, "{cut:?}");
     }
+
+    fn input(size: (usize, usize), channels: [usize; 2], patches: [Option<(usize, usize)>; 2]) -> Input {
+        let at = DevicePtr(4096);
+        let [first, second] = [0, 1].map(|i| {
+            let moments = patches[i].map(|patch| PartialMoments { at, patch });
+            Source { x: at, channels: channels[i], moments }
+        });
+        Input { images: 3, size, first, second: (second.channels > 0).then_some(second) }
+    }
+
+    #[test]
+    fn moments_are_taken_only_where_every_source_has_them() {
+        let patch = Some((8, 16));
+        let way = |input: Input| Cut::of_input(&input, 32, 2).1;
+        assert_eq!(way(input((32, 32), [128, 0], [None, None])), Way::Fused);
+        assert_eq!(way(input((32, 32), [128, 0], [patch, None])), Way::Given);
+        assert_eq!(way(input((32, 32), [128, 128], [patch, patch])), Way::Given);
+        assert_eq!(way(input((32, 32), [128, 128], [patch, None])), Way::Fused);
+        assert_eq!(way(input((256, 256), [128, 0], [None, None])), Way::Split);
+        assert_eq!(way(input((256, 256), [128, 0], [patch, None])), Way::Combined);
+        // Small patches of a small image: many parts, but the image stays on chip.
+        assert_eq!(way(input((32, 32), [128, 0], [Some((4, 4)), None])), Way::Fused);
+    }
+
+    #[test]
+    fn blocks_that_merge_read_far_more_activations_than_moments() {
+        for (size, channels, groups, patch) in [
+            ((32, 32), [128, 0], 32, (8, 16)),
+            ((64, 64), [192, 0], 32, (8, 16)),
+            ((4, 4), [512, 256], 32, (4, 4)),
+            ((9, 7), [15, 9], 3, (8, 16)),
+            ((16, 16), [256, 8], 24, (8, 8)),
+        ] {
+            for element in [2, 4] {
+                let input = input(size, channels, [Some(patch), Some(patch)]);
+                let (cut, way) = Cut::of_input(&input, groups, element);
+                let (pixels, parts) = (input.pixels(), input.parts().unwrap());
+                assert_eq!(way, Way::Given, "{cut:?}");
+                assert!(cut.slice.is_multiple_of(cut.width) && cut.slice.is_multiple_of(cut.vector), "{cut:?}");
+                assert!(channels.iter().all(|c| c.is_multiple_of(cut.vector)), "{cut:?}");
+                assert!((cut.slices - 1) * cut.slice < input.channels() && cut.slices * cut.slice >= input.channels());
+                assert!((cut.chunks - 1) * cut.chunk_rows < pixels && cut.chunks * cut.chunk_rows >= pixels, "{cut:?}");
+                let share = cut.chunk_rows * element >= BYTES_PER_PART_BYTE * PART_BYTES * parts;
+                assert!(share || cut.chunks == 1, "{cut:?}");
+            }
+        }
+        // Twice the blocks of the fused way: four accesses a thread.
+        let (cut, _) = Cut::of_input(&input((32, 32), [128, 0], [Some((8, 16)), None]), 32, 2);
+        assert_eq!((cut.slice, cut.slices, cut.chunks), (16, 8, 2), "{cut:?}");
+    }
+
+    #[test]
+    fn two_sources_are_cut_as_one_tensor_where_vectors_allow() {
+        let whole = Cut::new([3, 63, 24].into(), 4, 2, 1);
+        assert_eq!(Cut::of_input(&input((9, 7), [16, 8], [None, None]), 4, 2), (whole, Way::Fused));
+        assert_eq!(Cut::of_input(&input((9, 7), [12, 12], [None, None]), 4, 2).0.vector, 1);
+    }
 }

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use cudarc::driver::{result, sys};
 
 use super::api::{Stream, checked};
-use super::modules::Function;
 use super::{Inner, Recording};
 use crate::backend::gpu::driver::DriverError;
 use crate::backend::gpu::launch::Launch;
@@ -28,10 +27,23 @@ impl Replay {
         inner.bind()?;
         // Attributes and lazily loaded functions come first: a capture should hold launches only.
         let functions = launches.iter().map(|l| inner.prepare(l)).collect::<Result<Vec<_>, _>>()?;
+        let enqueue = |stream: &Stream| {
+            functions.iter().zip(launches).try_for_each(|(function, launch)| {
+                // SAFETY: the caller's.
+                unsafe { inner.enqueue(*function, launch, stream.raw()) }
+            })
+        };
+        Self::capture_calls(inner, enqueue)
+    }
+
+    /// Captures whatever `enqueue` gives to the stream and prepares the graph on the device; the context is current.
+    pub fn capture_calls<E: From<DriverError>>(
+        inner: &Arc<Inner>,
+        enqueue: impl FnOnce(&Stream) -> Result<(), E>,
+    ) -> Result<Self, E> {
         // A stream of its own, so that work of other threads does not end up in the graph.
         let stream = Stream::new()?;
-        // SAFETY: the stream is alive; the launches are the caller's.
-        let graph = unsafe { capture(inner, &stream, &functions, launches)? };
+        let graph = capture(&stream, enqueue)?;
         // SAFETY: the graph was just captured, and its instance does not need it.
         let (instance, _) = unsafe {
             let none = sys::CUgraphInstantiate_flags(0);
@@ -44,25 +56,18 @@ impl Replay {
     }
 }
 
-/// # Safety
-/// As [`Replay::capture`].
-unsafe fn capture(
-    inner: &Inner,
+fn capture<E: From<DriverError>>(
     stream: &Stream,
-    functions: &[Function],
-    launches: &[Launch],
-) -> Result<sys::CUgraph, DriverError> {
+    enqueue: impl FnOnce(&Stream) -> Result<(), E>,
+) -> Result<sys::CUgraph, E> {
     let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
     // SAFETY: the stream is alive.
     checked("cuStreamBeginCapture", unsafe { result::stream::begin_capture(stream.raw(), mode) })?;
-    let launched = functions.iter().zip(launches).try_for_each(|(function, launch)| {
-        // SAFETY: the caller's.
-        unsafe { inner.enqueue(*function, launch, stream.raw()) }
-    });
+    let enqueued = enqueue(stream);
     // SAFETY: the stream is capturing; a capture must be ended even if a launch was refused.
     let graph = checked("cuStreamEndCapture", unsafe { result::stream::end_capture(stream.raw()) });
-    match (launched, graph) {
-        (Ok(()), graph) => graph,
+    match (enqueued, graph) {
+        (Ok(()), graph) => Ok(graph?),
         (Err(e), graph) => {
             if let Ok(graph) = graph {
                 // SAFETY: just captured, and not used.

@@ -1,4 +1,5 @@
-//! The launcher of `conv_hopper_{fprop,dgrad}`: from a convolution's geometry to the tables of `kernels/conv/image_args.cuh`.
+//! The launcher of `conv_hopper_{fprop,dgrad}`: from a convolution's geometry to the tables of
+//! `kernels/conv/image_args.cuh`.
 
 use bytemuck::{Pod, Zeroable};
 

@@ -1,8 +1,9 @@
 //! Convolutions of any stride as convolutions of stride 1 between *views*: every stride-th pixel of a tensor.
 //!
-//! Forward, tap (r, s) of output pixel (p, q) reads pixel `stride * p + r - pad`: pixel `p + floor((r - pad) / stride)` of the
-//! view that begins at `(r - pad) mod stride`. Backward, the pixels `phase + stride * h'` of dx are a view that reads, under
-//! every tap r with `phase + pad - r` divisible by the stride, row `h' + (phase + pad - r) / stride` of dy.
+//! Forward, tap (r, s) of output pixel (p, q) reads pixel `stride * p + r - pad`: pixel `p + floor((r - pad) / stride)`
+//! of the view that begins at `(r - pad) mod stride`. Backward, the pixels `phase + stride * h'` of dx are a view that
+//! reads, under every tap r with `phase + pad - r` divisible by the stride, row `h' + (phase + pad - r) / stride` of
+//! dy.
 
 use crate::backend::gpu::choice::Pass;
 use crate::graph::ConvGeometry;
@@ -60,8 +61,8 @@ pub(super) struct Views {
     pub phases: Vec<Phase>,
 }
 
-/// The views of a convolution from images of `source` pixels to images of `out` pixels, or why it has none that the kernels
-/// take.
+/// The views of a convolution from images of `source` pixels to images of `out` pixels, or why it has none that the
+/// kernels take.
 pub(super) fn views(
     pass: Pass,
     geometry: &ConvGeometry,

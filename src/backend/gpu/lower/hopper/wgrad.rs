@@ -239,6 +239,7 @@ mod tests {
     use super::*;
     use crate::backend::Precision;
     use crate::backend::gpu::driver::DeviceLimits;
+    use crate::backend::gpu::fp8::Quantised;
     use crate::backend::gpu::lower::{Planned, Roles, measure};
     use crate::graph::{DType, Graph, Op, Plan};
 
@@ -270,7 +271,7 @@ mod tests {
         let x = graph.input("x", [n, h, w, c].as_slice(), DType::Act);
         let outputs = graph.push(Op::ConvWgrad { geometry, bias: true }, &[dy, x]).unwrap();
         outputs.iter().for_each(|&v| graph.keep(v));
-        measure(&Plan::new(graph).relaid(precision), &Roles::default(), limits, &Default::default()).unwrap().launches
+        measure(&Plan::new(graph).relaid(precision), &Roles::default(), limits, &Quantised::new()).unwrap().launches
     }
 
     fn args(launch: &Planned) -> HopperWgradArgs {

@@ -1,4 +1,4 @@
-//! `warpdiff bench`: how fast, and how much memory.
+//! `warpdiff bench unet`: one evaluation of a network, or one training step.
 
 use std::fs;
 use std::path::PathBuf;
@@ -7,13 +7,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
-use clap::{Subcommand, ValueEnum};
+use clap::ValueEnum;
 use serde::Serialize;
 
-use super::device::{Arithmetic, DeviceArgs, Opened};
-use super::presets::Preset;
 use crate::backend::gpu::fp8::{Fp8Scales, Measuring};
 use crate::backend::{Backend, BackendError, Executable, Store};
+use crate::cli::device::{Arithmetic, DeviceArgs, Opened};
+use crate::cli::presets::Preset;
 use crate::diffusion::{
     BetaConfig, LossWeighting, Objective, PredictionType, Schedule, TrainingObjective, VarianceType,
 };
@@ -23,18 +23,6 @@ use crate::unet::{UNetConfig, initial_weights};
 
 #[derive(clap::Args)]
 pub(super) struct Args {
-    #[command(subcommand)]
-    what: What,
-}
-
-#[derive(Subcommand)]
-enum What {
-    /// The network: one evaluation, or one training step.
-    Unet(UnetArgs),
-}
-
-#[derive(clap::Args)]
-struct UnetArgs {
     /// Which network.
     #[arg(long, value_enum, default_value = "ddpm-cifar10-32")]
     preset: Preset,
@@ -79,7 +67,6 @@ struct Row {
 }
 
 pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
-    let What::Unet(args) = &args.what;
     let device = if args.train { Opened::Ready(args.device.backend()?) } else { args.device.open()? };
     let backend = device.calibrated(|bf16| calibrate(&args.preset.config(), bf16))?;
     let mut results = Vec::new();
@@ -114,7 +101,7 @@ pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn measure(args: &UnetArgs, n: usize, backend: &dyn Backend) -> Result<Row> {
+fn measure(args: &Args, n: usize, backend: &dyn Backend) -> Result<Row> {
     let config = args.preset.config();
     let (h, w) = config.height_width().unwrap_or((32, 32));
     let batch = Batch { n, h, w };
@@ -136,7 +123,7 @@ fn measure(args: &UnetArgs, n: usize, backend: &dyn Backend) -> Result<Row> {
         img_s: n as f64 / ms * 1e3,
         gflop_s: cost::total_flops(exe.plan().graph()) as f64 / ms / 1e6,
         planned_bytes: exe.memory_bytes(),
-        peak_rss_bytes: super::memory::peak_rss_bytes(),
+        peak_rss_bytes: crate::cli::memory::peak_rss_bytes(),
     })
 }
 
