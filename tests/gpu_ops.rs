@@ -8,6 +8,7 @@ mod gpu {
     mod diffusion;
     mod elementwise;
     mod embedding;
+    mod fusions;
     mod graphs;
     mod hopper;
     mod hopper_wgrad;

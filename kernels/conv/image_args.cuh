@@ -23,7 +23,8 @@ struct ImagePhase {
     int32_t first_tap, taps, steps;
 };
 
-// Mean and sum of squared deviations of the stored values of a channel, over part of an image.
+// Mean and sum of squared deviations of the stored values of a channel, over a cell: cell_w x cell_h pixels of a phase of an
+// image, which they cover without rest. A patch is made of whole cells.
 struct ChannelMoments {
     float mean, m2;
 };
@@ -44,10 +45,11 @@ struct ImageArgs {
     const void* per_image;  // [images, columns] or null
     float* partial;         // split: [tiles][segments][tile], else null
     uint32_t* tickets;      // split: [tiles], zero before and after
-    ChannelMoments* statistics; // [images, patches_y * patches_x, columns] or null; of one phase, staged
+    ChannelMoments* statistics; // [images, phases * cells, columns] or null; staged
+    const float* column_scale;  // e4m3: [columns], what 1 in both operands stands for
 
     int32_t images, out_h, out_w, columns; // of the longest phase
-    int32_t source_slabs;    // of source 0
+    int32_t source_slabs;    // of source 0, 128 bytes of channels each
     int32_t source_channels; // of source 0
     int32_t source_views;    // of each source
     int32_t patch_w, patch_h, patch_n;
@@ -60,6 +62,8 @@ struct ImageArgs {
     uint32_t group_bytes, block_bytes; // RowLayout of a source slot
     int32_t has_residual;
     float scale;
+    int32_t cell_w, cell_h;
+    int32_t phase_count;
 };
 
 // A work item: a tile of the result, or one segment of its depth.

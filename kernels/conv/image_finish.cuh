@@ -14,6 +14,9 @@ __device__ __forceinline__ int image_of_row(const ImageArgs& args, const ImageIt
 
 template <class Product>
 __device__ __forceinline__ void add_vectors(const ImageArgs& args, const ImageItem& item, Product& product) {
+    if constexpr (Product::E4M3) {
+        scale_columns(product, args.column_scale, item.column, args.columns);
+    }
     if (args.bias) {
         add_bias(product, args.bias, item.column, args.columns);
     }
@@ -37,8 +40,8 @@ __device__ __forceinline__ void store_tile(const ImageArgs& args, const ImageIte
     tma_store_commit();
 }
 
-// A thread a column: mean and M2 over the patch's pixels of each image. Deviations from the first pixel are summed, so
-// that nothing cancels where the mean is large.
+// A thread a column: mean and M2 of the cells of the item's patch that lie in the image. Deviations from a cell's first
+// pixel are summed, so that nothing cancels where the mean is large. What a cell gives depends on its pixels alone.
 template <class Product>
 __device__ __forceinline__ void store_statistics(const ImageArgs& args, const ImageItem& item,
                                                  const unsigned char* staging) {
@@ -48,22 +51,28 @@ __device__ __forceinline__ void store_statistics(const ImageArgs& args, const Im
     }
     const int width = min(args.patch_w, args.out_w - item.x), height = min(args.patch_h, args.out_h - item.y);
     const int images = min(args.patch_n, args.images - item.n);
-    const float inverse = 1.0f / float(width * height);
+    const int cells_x = args.out_w / args.cell_w, cells = cells_x * (args.out_h / args.cell_h);
+    const float inverse = 1.0f / float(args.cell_w * args.cell_h);
     for (int image = 0; image < images; ++image) {
-        const int first_row = image * args.patch_h * args.patch_w;
-        const float shift = staged<Product>(staging, first_row, column);
-        float sum = 0.0f, square = 0.0f;
-        for (int y = 0; y < height; ++y) {
-            for (int x = 0; x < width; ++x) {
-                const float d = staged<Product>(staging, first_row + y * args.patch_w + x, column) - shift;
-                sum += d;
-                square = fmaf(d, d, square);
+        for (int top = 0; top < height; top += args.cell_h) {
+            for (int left = 0; left < width; left += args.cell_w) {
+                const int first_row = (image * args.patch_h + top) * args.patch_w + left;
+                const float shift = staged<Product>(staging, first_row, column);
+                float sum = 0.0f, square = 0.0f;
+                for (int y = 0; y < args.cell_h; ++y) {
+                    for (int x = 0; x < args.cell_w; ++x) {
+                        const float d = staged<Product>(staging, first_row + y * args.patch_w + x, column) - shift;
+                        sum += d;
+                        square = fmaf(d, d, square);
+                    }
+                }
+                const float offset = sum * inverse;
+                const int cell = (item.y + top) / args.cell_h * cells_x + (item.x + left) / args.cell_w;
+                const int64_t part = (int64_t(item.n + image) * args.phase_count + item.phase) * cells + cell;
+                args.statistics[part * args.columns + item.column + column] = {
+                    shift + offset, fmaxf(fmaf(-offset, sum, square), 0.0f)};
             }
         }
-        const float offset = sum * inverse;
-        const int part = item.patch_y * args.patches_x + item.patch_x;
-        const int64_t at = (int64_t(item.n + image) * args.patches_y * args.patches_x + part) * args.columns;
-        args.statistics[at + item.column + column] = {shift + offset, fmaxf(fmaf(-offset, sum, square), 0.0f)};
     }
 }
 

@@ -5,7 +5,8 @@
 //
 // in ascending order of the step s * taps + t, whatever the tile, the boxes and the split: all variants agree in every
 // bit. Rows of a tile are a patch of output pixels (w, h, n); those beyond w * h * n are computed and not stored. bf16,
-// f32 sums, bf16 out. NHWC, KRSC. Grid: persistent, block b takes items b, b + gridDim.x, ...
+// f32 sums, bf16 out; or e4m3 with slabs of 128 channels and a scale a column, bf16 out. NHWC, KRSC. Grid: persistent,
+// block b takes items b, b + gridDim.x, ...
 //
 // Warpgroup 0 loads: warp 0 both rings by TMA, in the order of consumption, warp 1 the residual. Warpgroups 1 and 2
 // multiply and take whole items in turn (ping-pong), so that the epilogue of one runs under the products of the other.
@@ -22,8 +23,11 @@
 
 #ifdef DEVICE_HAS_HOPPER
 
-template <int ROWS_, int COLUMNS_, bool TOTALS_> struct ImageTile {
+// T: of source and filter. The result is bf16 whatever it is.
+template <int ROWS_, int COLUMNS_, bool TOTALS_, class T_ = bf16> struct ImageTile {
+    using T = T_;
     static constexpr int ROWS = ROWS_, COLUMNS = COLUMNS_;
+    static constexpr int DEPTH = LINE_BYTES / sizeof(T); // channels of a slab
     static constexpr bool TOTALS = TOTALS_;
     static constexpr bool STAGED = COLUMNS % SLAB == 0; // else a few columns, stored directly
     static constexpr int FILTER_SLOT_BYTES = COLUMNS * LINE_BYTES;
@@ -76,7 +80,7 @@ __device__ __forceinline__ void load_operands(const ImageArgs& args, const Image
         for (int step = item.first_step; step < item.last_step; ++step) {
             const ImageTap& tap = args.taps[phase.first_tap + tap_number];
             const bool second = slab >= args.source_slabs;
-            const int channel = (second ? slab - args.source_slabs : slab) * SLAB;
+            const int channel = (second ? slab - args.source_slabs : slab) * Tile::DEPTH;
             if (args.box_each_tap || tap_number == 0 || step == item.first_step) {
                 unsigned char* slot = memory.sources.acquire(sources, args.source_box_bytes);
                 tma_load_4d(slot, &args.sources[(second ? args.source_views : 0) + tap.view],
@@ -197,7 +201,7 @@ __device__ __forceinline__ void multiply(const ImageArgs& args, const ImageMemor
 // A consumer warpgroup: every second item of the block.
 template <class Tile, bool BACKWARD>
 __device__ __forceinline__ void consume(const ImageArgs& args, const ImageMemory<Tile>& memory, int consumer) {
-    using Product = WarpgroupProduct<Tile::ROWS, Tile::COLUMNS, BACKWARD>;
+    using Product = WarpgroupProduct<Tile::ROWS, Tile::COLUMNS, BACKWARD, typename Tile::T>;
     const bool leader = threadIdx.x % WARPGROUP == 0;
     unsigned char* staging = memory.staging + consumer * Tile::STAGING_BYTES;
     RingCursor sources, filters;

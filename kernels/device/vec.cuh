@@ -69,6 +69,13 @@ template <int N, class T> __device__ __forceinline__ void store_floats(T* p, con
                 pairs[i] = pack_bf16x2(values[base + 2 * i], values[base + 2 * i + 1]);
             }
             __builtin_memcpy(&part, pairs, sizeof(part));
+        } else if constexpr (sizeof(T) == 1 && STEP % 2 == 0) {
+            uint16_t pairs[STEP / 2];
+#pragma unroll
+            for (int i = 0; i < STEP / 2; ++i) {
+                pairs[i] = pack_e4m3x2(values[base + 2 * i], values[base + 2 * i + 1]);
+            }
+            __builtin_memcpy(&part, pairs, sizeof(part));
         } else {
 #pragma unroll
             for (int i = 0; i < STEP; ++i) {

@@ -1,5 +1,5 @@
-// Warpgroup matrix multiply-accumulate: d[64 x N] (+)= a[64 x 16] b[16 x N] in bf16 with f32 accumulation (sm_90a).
-// N is any multiple of 8 up to 256. The four warps of a warpgroup call each function together.
+// Warpgroup matrix multiply-accumulate: d[64 x N] (+)= a[64 x 16] b[16 x N] in bf16, or a[64 x 32] b[32 x N] in e4m3, with
+// f32 accumulation (sm_90a). N is any multiple of 8 up to 256. The four warps of a warpgroup call each function together.
 //
 // d of thread t (row = 16 (t / 32) + t % 32 / 4, column = 2 (t % 4)): d[i] is at
 //   row + 8 (i / 2 % 2), column + 8 (i / 4) + i % 2.
@@ -62,6 +62,8 @@ template <int REGISTERS> __device__ __forceinline__ void set_max_registers_down(
 
 // wgmma_ss: both operands in shared memory; wgmma_rs: a in registers (fragments as of mma_m16n8k16, 16 rows a warp).
 // MN_MAJOR_*: the operand's rows, not its k, are contiguous. accumulate = false overwrites d.
+// wgmma_ss_e4m3: both operands in shared memory, K-major, the only order there is for bytes. 32 k are 32 bytes, so that
+// descriptors advance as with 16 k of bf16.
 #ifdef __CUDACC__
 template <int N> struct WgmmaShape;
 
@@ -85,6 +87,14 @@ template <int N> struct WgmmaShape;
                          : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(accumulate)),            \
                            "n"(int(MN_MAJOR_B)));                                                               \
         }                                                                                                       \
+        static __device__ __forceinline__ void                                                                  \
+        ss_e4m3(float (&d)[N / 2], uint64_t a, uint64_t b, bool accumulate) {                                   \
+            asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #O2 ", 0;\n"                                      \
+                         "wgmma.mma_async.sync.aligned.m64n" #N "k32.f32.e4m3.e4m3 {" WGMMA_TEXT_##N            \
+                         "}, %" #O0 ", %" #O1 ", p, 1, 1;\n}"                                                   \
+                         : WGMMA_OPERANDS_##N                                                                   \
+                         : "l"(a), "l"(b), "r"(int(accumulate)));                                               \
+        }                                                                                                       \
     };
 
 #include "device/wgmma_shapes.cuh"
@@ -97,16 +107,24 @@ template <int N, bool MN_MAJOR_B = false>
 __device__ __forceinline__ void wgmma_rs(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
     WgmmaShape<N>::template rs<MN_MAJOR_B>(d, a, b, accumulate);
 }
+template <int N>
+__device__ __forceinline__ void wgmma_ss_e4m3(float (&d)[N / 2], uint64_t a, uint64_t b, bool accumulate) {
+    WgmmaShape<N>::ss_e4m3(d, a, b, accumulate);
+}
 #else
 template <int N, bool MN_MAJOR_B = false, bool MN_MAJOR_A = false>
 inline void wgmma_ss(float (&d)[N / 2], uint64_t a, uint64_t b, bool accumulate) {
     static_assert(N % 8 == 0 && N >= 8 && N <= 256);
-    sim::wgmma({d, nullptr, a, b, N, accumulate, MN_MAJOR_A, MN_MAJOR_B});
+    sim::wgmma({d, nullptr, a, b, N, accumulate, MN_MAJOR_A, MN_MAJOR_B, false});
 }
 template <int N, bool MN_MAJOR_B = false>
 inline void wgmma_rs(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
     static_assert(N % 8 == 0 && N >= 8 && N <= 256);
-    sim::wgmma({d, a, 0, b, N, accumulate, false, MN_MAJOR_B});
+    sim::wgmma({d, a, 0, b, N, accumulate, false, MN_MAJOR_B, false});
+}
+template <int N> inline void wgmma_ss_e4m3(float (&d)[N / 2], uint64_t a, uint64_t b, bool accumulate) {
+    static_assert(N % 8 == 0 && N >= 8 && N <= 256);
+    sim::wgmma({d, nullptr, a, b, N, accumulate, false, false, true});
 }
 #endif
 

@@ -1,5 +1,6 @@
 // From the sums of a warpgroup to a tile of bf16 in shared memory, as TMA stores it: y = (sum + bias + per_image +
-// residual) * scale. The order of additions is that of gemm/epilogue.cuh.
+// residual) * scale. The order of additions is that of gemm/epilogue.cuh. Sums of quantised operands are scaled back
+// first, column by column.
 //
 // The staging tile: [64 columns][row][128 bytes], in the 128-byte swizzle. Where a residual is added, it lies there
 // already.
@@ -13,6 +14,25 @@
 __device__ __forceinline__ int fragment_column() { return int(threadIdx.x) % 4 * 2; }
 __device__ __forceinline__ int fragment_row() {
     return int(threadIdx.x) % WARPGROUP / 32 * 16 + int(threadIdx.x) % 32 / 4;
+}
+
+// scales: [columns]; the tile begins at `column`, and columns is a multiple of 8.
+template <class Product>
+__device__ __forceinline__ void scale_columns(Product& product, const float* scales, int column, int columns) {
+#pragma unroll
+    for (int group = 0; group < Product::COLUMNS / 8; ++group) {
+        const int at = column + group * 8 + fragment_column();
+        if (at < columns) {
+            const Vec<float, 2> s = load_vec<2>(scales + at);
+#pragma unroll
+            for (int block = 0; block < Product::BLOCKS; ++block) {
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    product.sums[block][group * 4 + i] *= s.v[i % 2];
+                }
+            }
+        }
+    }
 }
 
 // bias: [columns]; the tile begins at `column`, and columns is a multiple of 8.

@@ -19,6 +19,8 @@
 //                 Floor of both: one read and one write of x. Shared memory: 16 bytes a group of the slice.
 // Limit: bytes. About 12 FLOP an element and, with SiLU, an exponential and a division; at 2 bytes an element these
 // come near the memory time, so the inner loops hold nothing else.
+//
+// *_e4m3 read bf16 and store y / scale in e4m3, for a convolution of quantised operands: three quarters of the bytes.
 
 #include "norm/affine.cuh"
 #include "norm/apply.cuh"
@@ -45,6 +47,8 @@ struct NormArgs {
     float eps;
     uint32_t images;
     uint32_t width; // pixels of an image's row
+    float inverse_scale; // e4m3: y is stored as y * inverse_scale
+    uint32_t padding;
 };
 
 namespace {
@@ -145,12 +149,22 @@ __device__ void norm_combine(const NormArgs& args) {
     }
 }
 
+template <class Out, int V> __device__ __forceinline__ void store_result(const NormArgs& args, Out* y, float (&v)[V]) {
+    if constexpr (sizeof(Out) == 1) {
+#pragma unroll
+        for (int i = 0; i < V; ++i) {
+            v[i] *= args.inverse_scale;
+        }
+    }
+    store_floats<V>(y, v);
+}
+
 // y of the tile; normalise(map, i, group) gives channel i of a column the statistics of its group in the image.
-template <class T, int V, class Normalise>
+template <class T, int V, class Out, class Normalise>
 __device__ __forceinline__ void apply_tile(const NormArgs& args, const Tile& tile, const Columns& columns,
                                            Normalise normalise) {
     const uint32_t width = args.channels / args.groups;
-    T* __restrict__ y = static_cast<T*>(args.y) + tile.offset(args);
+    Out* __restrict__ y = static_cast<Out*>(args.y) + tile.offset(args);
     for (uint32_t column = columns.first; column < columns.count; column += blockDim.x) {
         const uint32_t channel = tile.channel + column * V;
         const SourceColumn<T> source(args, tile, channel);
@@ -166,22 +180,22 @@ __device__ __forceinline__ void apply_tile(const NormArgs& args, const Tile& til
             float v[V];
             load_floats<V>(x + uint64_t(row) * source.stride, v);
             map.apply(v, args.silu != 0);
-            store_floats<V>(y + uint64_t(row) * args.channels + column * V, v);
+            store_result(args, y + uint64_t(row) * args.channels + column * V, v);
         }
     }
 }
 
-template <class T, int V> __device__ void norm_apply(const NormArgs& args) {
+template <class T, int V, class Out = T> __device__ void norm_apply(const NormArgs& args) {
     const Tile tile(args);
     const Columns columns(tile.channels / V);
-    apply_tile<T, V>(args, tile, columns, [&](ChannelMap<V>& map, int i, uint32_t group) {
+    apply_tile<T, V, Out>(args, tile, columns, [&](ChannelMap<V>& map, int i, uint32_t group) {
         const uint64_t at = uint64_t(tile.image) * args.groups + group;
         map.normalise(i, args.statistics[2 * at], args.low[at], args.statistics[2 * at + 1]);
     });
 }
 
 // Dynamic shared memory: the statistics of the slice's groups.
-template <class T, int V> __device__ void norm_given(const NormArgs& args) {
+template <class T, int V, class Out = T> __device__ void norm_given(const NormArgs& args) {
     const Tile tile(args);
     const Columns columns(tile.channels / V);
     const uint32_t width = args.channels / args.groups;
@@ -201,14 +215,14 @@ template <class T, int V> __device__ void norm_given(const NormArgs& args) {
         }
     }
     __syncthreads();
-    apply_tile<T, V>(args, tile, columns, [&](ChannelMap<V>& map, int i, uint32_t group) {
+    apply_tile<T, V, Out>(args, tile, columns, [&](ChannelMap<V>& map, int i, uint32_t group) {
         const Statistics s = statistics[group - first_group];
         map.normalise(i, float(s.mean), float(s.mean - double(float(s.mean))), float(s.inv_std));
     });
 }
 
 // Dynamic shared memory: [mean and 1/std of each group of the slice: 16 bytes][runs][slice of x].
-template <class T, int V> __device__ void norm_fused(const NormArgs& args) {
+template <class T, int V, class Out = T> __device__ void norm_fused(const NormArgs& args) {
     const Tile tile(args);
     const Columns columns(tile.channels / V);
     const uint32_t width = args.channels / args.groups;
@@ -261,13 +275,13 @@ template <class T, int V> __device__ void norm_fused(const NormArgs& args) {
             const Statistics s = statistics[(column * V + i) / width];
             map.normalise(i, float(s.mean), float(s.mean - double(float(s.mean))), float(s.inv_std));
         }
-        T* y = static_cast<T*>(args.y) + tile.offset(args);
+        Out* y = static_cast<Out*>(args.y) + tile.offset(args);
 #pragma unroll 4
         for (uint32_t row = columns.lane; row < tile.rows; row += columns.lanes) {
             float v[V];
             load_floats<V>(slab + row * tile.channels + column * V, v);
             map.apply(v, args.silu != 0);
-            store_floats<V>(y + uint64_t(row) * args.channels + column * V, v);
+            store_result(args, y + uint64_t(row) * args.channels + column * V, v);
         }
     }
 }
@@ -292,3 +306,9 @@ KERNEL(norm_fused_f32, NormArgs, 256, 2) { norm_fused<float, 4>(args); }
 KERNEL(norm_fused_bf16, NormArgs, 256, 2) { norm_fused<bf16, 8>(args); }
 KERNEL(norm_fused_scalar_f32, NormArgs, 256, 2) { norm_fused<float, 1>(args); }
 KERNEL(norm_fused_scalar_bf16, NormArgs, 256, 2) { norm_fused<bf16, 1>(args); }
+KERNEL(norm_apply_e4m3, NormArgs, 256) { norm_apply<bf16, 8, e4m3>(args); }
+KERNEL(norm_apply_scalar_e4m3, NormArgs, 256) { norm_apply<bf16, 1, e4m3>(args); }
+KERNEL(norm_given_e4m3, NormArgs, 256) { norm_given<bf16, 8, e4m3>(args); }
+KERNEL(norm_given_scalar_e4m3, NormArgs, 256) { norm_given<bf16, 1, e4m3>(args); }
+KERNEL(norm_fused_e4m3, NormArgs, 256, 2) { norm_fused<bf16, 8, e4m3>(args); }
+KERNEL(norm_fused_scalar_e4m3, NormArgs, 256, 2) { norm_fused<bf16, 1, e4m3>(args); }

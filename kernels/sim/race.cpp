@@ -169,10 +169,14 @@ Knowledge of_warp(uint32_t warp) {
     return knowledge;
 }
 
-void read_operand(const Accessor& by, uint64_t descriptor, bool mn_major, int first, int last, const void* where) {
+void read_operand(const Accessor& by, const Wgmma& operation, bool b, int first, int last, const void* where) {
+    // Two bytes at a time whatever the type: there are accesses enough.
+    const int bytes = 32 / depth(operation), step = 2 / bytes;
+    const uint64_t descriptor = b ? operation.b : operation.a;
+    const bool mn_major = b ? operation.mn_major_b : operation.mn_major_a;
     for (int row = first; row < last; ++row) {
-        for (int k = 0; k < 16; ++k) {
-            const size_t offset = operand_offset(descriptor, mn_major, row, k);
+        for (int k = 0; k < depth(operation); k += step) {
+            const size_t offset = operand_offset(descriptor, mn_major, row, k, bytes);
             access(reinterpret_cast<uintptr_t>(shared_memory) + offset, 2, false, by, where);
         }
     }
@@ -233,8 +237,7 @@ void wgmma(const Wgmma& operation, const void* where) {
         const Knowledge warp = of_warp(group * 4 + i);
         if (!operation.a_registers) {
             // A warp multiplies its own 16 rows of a.
-            read_operand({agent, clock, warp, true}, operation.a, operation.mn_major_a, int(i) * 16, int(i) * 16 + 16,
-                         where);
+            read_operand({agent, clock, warp, true}, operation, false, int(i) * 16, int(i) * 16 + 16, where);
         }
         if (i == 0) {
             of_all = warp;
@@ -242,7 +245,7 @@ void wgmma(const Wgmma& operation, const void* where) {
             of_all.meet(warp);
         }
     }
-    read_operand({agent, clock, of_all, true}, operation.b, operation.mn_major_b, 0, operation.n, where);
+    read_operand({agent, clock, of_all, true}, operation, true, 0, operation.n, where);
 }
 
 void barrier_arrive(int id) { release_into(state.barrier[id]); }

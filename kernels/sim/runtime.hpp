@@ -86,6 +86,7 @@ struct Wgmma {
     uint64_t a, b;               // descriptors
     int n;
     bool accumulate, mn_major_a, mn_major_b;
+    bool e4m3; // instead of bf16
 };
 void wgmma(const Wgmma& operation);
 void wgmma_fence();

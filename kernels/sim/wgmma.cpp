@@ -1,5 +1,7 @@
 // wgmma: the 128 threads of a warpgroup meet at each instruction; the last one multiplies, at once or at the wait.
 #include <algorithm>
+#include <array>
+#include <cmath>
 #include <cstring>
 
 #include "sim/race.hpp"
@@ -9,7 +11,7 @@ namespace sim {
 namespace {
 
 constexpr uint32_t GROUP_THREADS = 128;
-constexpr int ROWS = 64, DEPTH = 16, MAX_N = 256;
+constexpr int ROWS = 64, MAX_DEPTH = 32, MAX_N = 256;
 
 enum class Step : uint8_t { multiply, commit, wait };
 
@@ -19,21 +21,40 @@ struct Call {
     Wgmma operation;
 };
 
-float bf16_at(size_t offset) {
-    if (offset + 2 > block->dynamic_shared) {
+float e4m3_value(uint8_t bits) {
+    const int exponent = bits >> 3 & 15, mantissa = bits & 7;
+    const float magnitude = (bits & 0x7f) == 0x7f ? NAN
+                            : exponent == 0       ? ldexpf(float(mantissa), -9)
+                                                  : ldexpf(float(8 + mantissa), exponent - 10);
+    return bits & 0x80 ? -magnitude : magnitude;
+}
+
+float element_at(size_t offset, bool e4m3) {
+    static const auto values = [] {
+        std::array<float, 256> table;
+        for (int bits = 0; bits < 256; ++bits) {
+            table[bits] = e4m3_value(uint8_t(bits));
+        }
+        return table;
+    }();
+    const size_t bytes = e4m3 ? 1 : 2;
+    if (offset + bytes > block->dynamic_shared) {
         fail("wgmma: a descriptor leads to shared_memory+%zu, beyond its %u bytes", offset, block->dynamic_shared);
+    }
+    if (e4m3) {
+        return values[shared_memory[offset]];
     }
     uint16_t bits;
     memcpy(&bits, shared_memory + offset, 2);
     return std::bit_cast<float>(uint32_t(bits) << 16);
 }
 
-// d[64][n] += a[64][16] b[16][n]
-void multiply(const float* a, const float* b, float* d, int n) {
+// d[64][n] += a[64][depth] b[depth][n]
+void multiply(const float* a, const float* b, float* d, int n, int depth) {
     for (int row = 0; row < ROWS; ++row) {
         float* out = d + row * n;
-        for (int k = 0; k < DEPTH; ++k) {
-            const float scale = a[row * DEPTH + k];
+        for (int k = 0; k < depth; ++k) {
+            const float scale = a[row * depth + k];
             const float* in = b + k * n;
 #pragma GCC ivdep
             for (int j = 0; j < n; ++j) {
@@ -50,26 +71,27 @@ int element(int t, int i, int n) {
 }
 
 void perform(const PendingWgmma& pending) {
-    static thread_local float a[ROWS * DEPTH], b[DEPTH * MAX_N], d[ROWS * MAX_N];
+    static thread_local float a[ROWS * MAX_DEPTH], b[MAX_DEPTH * MAX_N], d[ROWS * MAX_N];
     const Wgmma& op = pending.operation;
+    const int depth = sim::depth(op), bytes = 32 / depth;
     if (op.a_registers) {
         for (int t = 0; t < int(GROUP_THREADS); ++t) {
             for (int i = 0; i < 4; ++i) {
-                float* target = &a[(t / 32 * 16 + t % 32 / 4 + i % 2 * 8) * DEPTH + t % 4 * 2 + i / 2 * 8];
+                float* target = &a[(t / 32 * 16 + t % 32 / 4 + i % 2 * 8) * depth + t % 4 * 2 + i / 2 * 8];
                 target[0] = std::bit_cast<float>(pending.a[t][i] << 16);
                 target[1] = std::bit_cast<float>(pending.a[t][i] & 0xffff0000u);
             }
         }
     } else {
         for (int row = 0; row < ROWS; ++row) {
-            for (int k = 0; k < DEPTH; ++k) {
-                a[row * DEPTH + k] = bf16_at(operand_offset(op.a, op.mn_major_a, row, k));
+            for (int k = 0; k < depth; ++k) {
+                a[row * depth + k] = element_at(operand_offset(op.a, op.mn_major_a, row, k, bytes), op.e4m3);
             }
         }
     }
     for (int column = 0; column < op.n; ++column) {
-        for (int k = 0; k < DEPTH; ++k) {
-            b[k * op.n + column] = bf16_at(operand_offset(op.b, op.mn_major_b, column, k));
+        for (int k = 0; k < depth; ++k) {
+            b[k * op.n + column] = element_at(operand_offset(op.b, op.mn_major_b, column, k, bytes), op.e4m3);
         }
     }
     for (int t = 0; t < int(GROUP_THREADS); ++t) {
@@ -77,7 +99,7 @@ void perform(const PendingWgmma& pending) {
             d[element(t, i, op.n)] = op.accumulate ? pending.d[t][i] : 0.0f;
         }
     }
-    multiply(a, b, d, op.n);
+    multiply(a, b, d, op.n, depth);
     for (int t = 0; t < int(GROUP_THREADS); ++t) {
         for (int i = 0; i < op.n / 2; ++i) {
             pending.d[t][i] = d[element(t, i, op.n)];
@@ -122,7 +144,8 @@ bool agrees(const Call& a, const Call& b) {
     return a.step == b.step && a.pending == b.pending && a.operation.n == b.operation.n &&
            a.operation.a == b.operation.a && a.operation.b == b.operation.b &&
            a.operation.accumulate == b.operation.accumulate && a.operation.mn_major_a == b.operation.mn_major_a &&
-           a.operation.mn_major_b == b.operation.mn_major_b && !a.operation.a_registers == !b.operation.a_registers;
+           a.operation.mn_major_b == b.operation.mn_major_b && a.operation.e4m3 == b.operation.e4m3 &&
+           !a.operation.a_registers == !b.operation.a_registers;
 }
 
 void meet(const Call& own, const void* where) {

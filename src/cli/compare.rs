@@ -9,9 +9,9 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 use serde::Serialize;
 
-use super::device::{Device, DeviceArgs};
+use super::compare_fp8;
+use super::device::{Arithmetic, Device, DeviceArgs, Opened};
 use super::model::ModelArgs;
-use crate::backend::Precision;
 use crate::compare::program::{Workload, record};
 use crate::compare::{OpReport, compare_operations};
 use crate::diffusion::{LossWeighting, Objective, Schedule, TrainingObjective};
@@ -30,7 +30,7 @@ enum Oracle {
 #[derive(clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
-    model: ModelArgs,
+    pub(super) model: ModelArgs,
     /// What to compare with.
     #[arg(long, value_enum, default_value = "ref")]
     a: Oracle,
@@ -39,29 +39,29 @@ pub(super) struct Args {
     b: Device,
     /// Arithmetic of `--b`.
     #[arg(long, value_enum, default_value = "f32")]
-    precision: Precision,
+    precision: Arithmetic,
     /// Compare a training step, backward pass included, instead of a forward pass.
     #[arg(long)]
-    train: bool,
+    pub(super) train: bool,
     /// Images.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4096))]
-    batch: u32,
+    pub(super) batch: u32,
     /// Seed of the images and the noise.
     #[arg(long, default_value_t = 0)]
-    seed: u64,
+    pub(super) seed: u64,
     /// CPU threads.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
     /// Write the results here, too.
     #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
+    pub(super) json: Option<PathBuf>,
 }
 
 #[derive(Serialize)]
 struct Report {
     a: String,
     b: String,
-    precision: Precision,
+    precision: Arithmetic,
     operations: Vec<OpReport>,
     /// Index in `operations` of the first that breaks the rule.
     first_failure: Option<usize>,
@@ -69,8 +69,13 @@ struct Report {
 
 pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
     let oracle = if args.a == Oracle::Ref { Device::Ref } else { Device::Cpu };
-    let device = |device, precision| DeviceArgs { device, precision, threads: args.threads }.backend();
-    let (a, b) = (device(oracle, Precision::F32)?, device(args.b, args.precision)?);
+    let oracle = DeviceArgs { device: oracle, precision: Arithmetic::F32, threads: args.threads };
+    let (a, b) =
+        (oracle.backend()?, DeviceArgs { device: args.b, precision: args.precision, threads: args.threads }.open()?);
+    let b = match b {
+        Opened::Ready(b) => b,
+        quantised @ Opened::Fp8(_) => return compare_fp8::run(args, a.as_ref(), quantised, quiet),
+    };
     let model = args.model.open()?;
     let (h, w) = model.config.height_width().unwrap_or((32, 32));
     let batch = Batch { n: args.batch as usize, h, w };
@@ -95,7 +100,7 @@ pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
     })?;
     let first_failure = operations.iter().position(|o: &OpReport| !o.passed);
     match first_failure.map(|i| &operations[i]) {
-        None => println!("{} results, all within the rule ({})", operations.len(), args.precision),
+        None => println!("{} results, all within the rule ({})", operations.len(), args.precision.precision()),
         Some(o) => {
             let failed = operations.iter().filter(|o| !o.passed).count();
             println!("{failed} of {} results break the rule; the first is {}", operations.len(), place(o));

@@ -2,7 +2,9 @@
 
 use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
+use serde::Serialize;
 
+use crate::backend::gpu::fp8::Fp8Scales;
 use crate::backend::{Backend, BackendError, Precision, cpu::Cpu, gpu::Gpu};
 use crate::reference::Reference;
 
@@ -17,6 +19,53 @@ pub(super) enum Device {
     Sim,
     /// An NVIDIA GPU.
     Cuda,
+}
+
+/// Arithmetic of the network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Arithmetic {
+    /// 32-bit activations and weights (f64 on the reference).
+    #[default]
+    F32,
+    /// bf16 activations and weights, f32 sums and master weights; not on the CPU.
+    Bf16,
+    /// As bf16, the convolutions of residual blocks on e4m3; to sample on a Hopper GPU (or --device sim).
+    Fp8,
+}
+
+impl Arithmetic {
+    /// What is not quantised is computed in this.
+    pub fn precision(self) -> Precision {
+        match self {
+            Self::F32 => Precision::F32,
+            Self::Bf16 | Self::Fp8 => Precision::Bf16,
+        }
+    }
+}
+
+/// A device that was found.
+pub(super) enum Opened {
+    /// Ready to run.
+    Ready(Box<dyn Backend>),
+    /// In need of scales.
+    Fp8(Gpu),
+}
+
+impl Opened {
+    /// The backend; scales of fp8 come from `calibrate`, which is given the device in bf16.
+    pub fn calibrated(
+        self,
+        calibrate: impl FnOnce(&dyn Backend) -> anyhow::Result<Fp8Scales>,
+    ) -> anyhow::Result<Box<dyn Backend>> {
+        match self {
+            Self::Ready(backend) => Ok(backend),
+            Self::Fp8(gpu) => {
+                let scales = calibrate(&gpu)?;
+                Ok(Box::new(gpu.with_fp8(scales)?))
+            }
+        }
+    }
 }
 
 impl ValueEnum for Precision {
@@ -41,35 +90,63 @@ pub(super) struct DeviceArgs {
     pub device: Device,
     /// Arithmetic of the network.
     #[arg(long, value_enum, default_value = "f32")]
-    pub precision: Precision,
+    pub precision: Arithmetic,
     /// CPU threads; as many as there are cores by default. Results do not depend on it.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
 }
 
 impl DeviceArgs {
-    /// The backend of the device.
+    /// The backend of the device, for commands that do not sample: fp8 is refused.
     pub fn backend(&self) -> Result<Box<dyn Backend>, BackendError> {
-        match self.device {
-            Device::Ref => Ok(Box::new(Reference::new(self.precision))),
-            Device::Cpu if self.precision != Precision::F32 => {
-                Err(BackendError::Precision { device: "cpu", precision: self.precision })
-            }
-            Device::Cpu => Ok(Box::new(Cpu::new(self.threads.map(usize::from))?)),
-            Device::Sim => self.sim(),
-            Device::Cuda => Ok(Box::new(Gpu::cuda(self.precision)?)),
+        match self.open()? {
+            Opened::Ready(backend) => Ok(backend),
+            Opened::Fp8(gpu) => Err(elsewhere(gpu.name())),
         }
     }
 
+    /// The precision, for commands that open the device by themselves: fp8 is refused.
+    pub fn unquantised(&self) -> Result<Precision, BackendError> {
+        match self.precision {
+            Arithmetic::Fp8 => Err(elsewhere("cuda")),
+            other => Ok(other.precision()),
+        }
+    }
+
+    /// The device.
+    pub fn open(&self) -> Result<Opened, BackendError> {
+        let precision = self.precision.precision();
+        let gpu = match self.device {
+            Device::Ref if self.precision == Arithmetic::Fp8 => {
+                return Err(fp8_refused("ref", "fp8 runs on the kernels: take --device cuda or sim"));
+            }
+            Device::Cpu if self.precision == Arithmetic::Fp8 => {
+                return Err(fp8_refused("cpu", "fp8 runs on the kernels: take --device cuda or sim"));
+            }
+            Device::Cpu if precision != Precision::F32 => {
+                return Err(BackendError::Precision { device: "cpu", precision });
+            }
+            Device::Ref => return Ok(Opened::Ready(Box::new(Reference::new(precision)))),
+            Device::Cpu => return Ok(Opened::Ready(Box::new(Cpu::new(self.threads.map(usize::from))?))),
+            Device::Sim => self.sim(precision)?,
+            Device::Cuda => Gpu::cuda(precision)?,
+        };
+        if self.precision == Arithmetic::Fp8 {
+            gpu.takes_fp8()?;
+            return Ok(Opened::Fp8(gpu));
+        }
+        Ok(Opened::Ready(Box::new(gpu)))
+    }
+
     #[cfg(feature = "sim")]
-    fn sim(&self) -> Result<Box<dyn Backend>, BackendError> {
+    fn sim(&self, precision: Precision) -> Result<Gpu, BackendError> {
         use crate::backend::gpu::driver::sim::{Options, Sim};
         let options = Options { threads: self.threads.unwrap_or(0), ..Options::default() };
-        Ok(Box::new(Gpu::new(std::sync::Arc::new(Sim::new(options)), self.precision)))
+        Ok(Gpu::new(std::sync::Arc::new(Sim::new(options)), precision))
     }
 
     #[cfg(not(feature = "sim"))]
-    fn sim(&self) -> Result<Box<dyn Backend>, BackendError> {
+    fn sim(&self, _precision: Precision) -> Result<Gpu, BackendError> {
         Err(BackendError::Unavailable {
             device: "sim".into(),
             reason:
@@ -77,4 +154,16 @@ impl DeviceArgs {
                     .into(),
         })
     }
+}
+
+/// fp8 in a command that does not have it.
+fn elsewhere(device: &str) -> BackendError {
+    fp8_refused(
+        device,
+        "only sample, compare and bench unet compute in fp8, and none of them trains; take --precision bf16",
+    )
+}
+
+fn fp8_refused(device: &str, reason: &str) -> BackendError {
+    BackendError::Unavailable { device: device.into(), reason: reason.into() }
 }

@@ -41,7 +41,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
         "devices": {
             "ref": {"precision": "f64"},
             "cpu": {"precision": "f32", "threads": threads, "vectors": vectors},
-            "sim": cfg!(feature = "sim").then(|| serde_json::json!({"precision": ["f32", "bf16"]})),
+            "sim": cfg!(feature = "sim").then(|| serde_json::json!({"precision": ["f32", "bf16", "fp8"]})),
             "cuda": cuda_report(&gpu, shifted),
         },
         "kernel_images": {
@@ -99,7 +99,7 @@ fn cuda_report(gpu: &Result<DeviceInfo, DriverError>, shifted: Option<bool>) -> 
         "driver": info.driver_release,
         "features": info.features(),
         "shifted_wgmma_operands": shifted,
-        "precision": ["f32", "bf16"],
+        "precision": if major == 9 { vec!["f32", "bf16", "fp8"] } else { vec!["f32", "bf16"] },
     })
 }
 

@@ -2,6 +2,7 @@
 
 mod bench;
 mod compare;
+mod compare_fp8;
 mod convert;
 mod demo;
 mod device;

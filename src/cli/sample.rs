@@ -18,7 +18,9 @@ use crate::io::grid::{GridStyle, draw_grid};
 use crate::io::sink::{OutputKind, SampleShape, open_sink};
 use crate::io::{Canvas, ImageBatch};
 use crate::model::ModelFolder;
-use crate::sample::{LabelChoice, SampleError, SampleOptions, Sampler};
+use crate::sample::{
+    CALIBRATION_SAMPLES, CALIBRATION_STEPS, LabelChoice, SampleError, SampleOptions, Sampler, calibrate,
+};
 use crate::train::TrainingState;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -86,7 +88,7 @@ pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
     if drawn && args.num > MAX_DRAWN {
         bail!("{} samples do not fit one picture; use .npz or a folder for more than {MAX_DRAWN}", args.num);
     }
-    let backend = args.device.backend()?;
+    let device = args.device.open()?;
     interrupt::listen()?;
     let model = args.model.open()?;
     let scheduler = scheduler(args, &model);
@@ -104,6 +106,16 @@ pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
         guidance: args.guidance,
         batch: batch_size(args, &model, kind)?,
     };
+    let backend = device.calibrated(|bf16| {
+        let scales = calibrate(&model, &options, bf16)?;
+        if !quiet && !args.json {
+            eprintln!(
+                "fp8: {} convolutions, their scales from {CALIBRATION_SAMPLES} samples in {CALIBRATION_STEPS} steps of bf16",
+                scales.len()
+            );
+        }
+        Ok(scales)
+    })?;
     let mut sampler = Sampler::new(&model, options, backend.as_ref())?;
     let names = TrainingState::read(&args.model.path)?.map(|s| s.dataset.class_names).filter(|n| !n.is_empty());
     let begin = Instant::now();

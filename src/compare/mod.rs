@@ -3,6 +3,7 @@
 //! The first backend runs a whole program and every value is kept. Then each operation is run alone on both, with the
 //! operands that it had, so that errors do not add up along the network and a wrong kernel is the only one to show.
 
+pub mod fp8;
 mod operation;
 pub mod program;
 pub mod rule;

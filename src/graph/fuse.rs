@@ -60,7 +60,7 @@ fn producers(graph: &Graph) -> Vec<Option<usize>> {
     made_by
 }
 
-fn renumber(graph: &mut Graph) {
+pub(super) fn renumber(graph: &mut Graph) {
     for (node, n) in graph.nodes.iter().enumerate() {
         for (index, v) in n.outputs.iter().enumerate() {
             graph.values[v.index()].source = Source::Node { node, index };

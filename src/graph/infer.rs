@@ -258,6 +258,10 @@ impl Check<'_> {
                 let x = self.shape(0);
                 act([x.batch(), x.channels()].into())
             }
+            Op::AbsMax => {
+                self.count(1)?;
+                vec![([1].into(), F32)]
+            }
             Op::DivideByTime => {
                 self.count(2)?;
                 self.expect(1, "t", [self.shape(0).batch()].into())?;

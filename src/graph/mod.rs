@@ -20,7 +20,7 @@ use crate::backend::Precision;
 
 pub use op::{AdamW, ConvGeometry, Epilogue, Fir, GroupNorm, LossNoise, NoiseSource, Op};
 pub use param::{ParamId, ParamLayout, ParamPart, ParamSpec};
-pub use plan::{Place, Plan, Region};
+pub use plan::{Place, Plan, Region, Replaced};
 pub use shape::Shape;
 
 /// What can be wrong with a graph.
@@ -254,6 +254,34 @@ impl Graph {
         if !self.outputs.contains(&value) {
             self.outputs.push(value);
         }
+    }
+
+    /// Measures values: the [largest magnitude](Op::AbsMax) of each, kept, computed right after the value itself, so that
+    /// the value lives no longer than without.
+    ///
+    /// # Errors
+    /// [`GraphError::Type`] if a value is no activation.
+    pub fn measure(&mut self, values: &[ValueId]) -> Result<Vec<ValueId>, GraphError> {
+        let first = self.nodes.len();
+        let mut maxima = Vec::with_capacity(values.len());
+        for &value in values {
+            let previous = self.set_scope(self.value(value).name.clone());
+            maxima.extend(self.push(Op::AbsMax, &[value])?);
+            self.scope = previous;
+        }
+        let mut measuring = self.nodes.split_off(first);
+        let mut nodes = Vec::with_capacity(first + measuring.len());
+        for node in self.nodes.drain(..) {
+            let (now, later) = measuring.into_iter().partition(|m: &Node| node.outputs.contains(&m.inputs[0]));
+            nodes.push(node);
+            nodes.extend::<Vec<Node>>(now);
+            measuring = later;
+        }
+        nodes.extend(measuring);
+        self.nodes = nodes;
+        fuse::renumber(self);
+        maxima.iter().for_each(|&v| self.keep(v));
+        Ok(maxima)
     }
 
     /// Lets `value` replace `state` once it is computed.

@@ -288,6 +288,8 @@ pub enum Op {
     AddPerImage,
     /// `[N,H,W,C] -> [N,C]`: sums over the pixels.
     SumPixels,
+    /// `x [..] -> [1]`: the largest magnitude, in f32; NaN if there is one.
+    AbsMax,
     /// `x -> mul * x + add`.
     Affine {
         /// Factor.
@@ -368,6 +370,7 @@ impl Op {
             Op::Add => "add",
             Op::AddPerImage => "add_per_image",
             Op::SumPixels => "sum_pixels",
+            Op::AbsMax => "abs_max",
             Op::Affine { .. } => "affine",
             Op::DivideByTime => "divide_by_time",
             Op::Dropout { .. } => "dropout",

@@ -3,7 +3,9 @@
 //! Values with overlapping lifetimes never overlap in memory; others share one arena. Larger values are placed first,
 //! each at the lowest free offset, which comes close to the lower bound for networks with long skip connections.
 
-use super::{Graph, Source, ValueId};
+use std::collections::BTreeMap;
+
+use super::{Graph, Node, Source, ValueId};
 use crate::backend::Precision;
 
 /// Alignment of every value in bytes: a multiple of all vector widths and of a GPU's memory transactions.
@@ -39,11 +41,51 @@ impl Place {
     }
 }
 
+/// Values that a backend never makes, each with the values that its readers read in its place.
+///
+/// Those are made before it and are not replaced themselves; they live until its last reader has run.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Replaced(BTreeMap<ValueId, Vec<ValueId>>);
+
+impl Replaced {
+    /// Lets readers of `value` read `parts`.
+    pub fn insert(&mut self, value: ValueId, parts: &[ValueId]) {
+        debug_assert!(parts.iter().all(|part| !self.0.contains_key(part)), "a replaced value replaces another");
+        self.0.insert(value, parts.to_vec());
+    }
+
+    /// Whether nothing makes `value`.
+    pub fn contains(&self, value: ValueId) -> bool {
+        self.0.contains_key(&value)
+    }
+
+    /// What a reader of `value` reads.
+    pub fn resolve(&self, value: ValueId) -> Vec<ValueId> {
+        self.0.get(&value).cloned().unwrap_or_else(|| vec![value])
+    }
+
+    /// Whether all results of a node are replaced.
+    pub fn makes_nothing(&self, node: &Node) -> bool {
+        !node.outputs.is_empty() && node.outputs.iter().all(|&v| self.contains(v))
+    }
+
+    /// How many values are replaced.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether it replaces nothing.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
 /// A graph with a place for every value: all that a backend needs to run it.
 #[derive(Clone, Debug)]
 pub struct Plan {
     graph: Graph,
     precision: Precision,
+    replaced: Replaced,
     places: Vec<Option<Place>>,
     param_places: Vec<Place>,
     persistent_bytes: usize,
@@ -60,18 +102,43 @@ impl Plan {
 
     /// Lays out a graph for the activations of a precision.
     pub fn with_precision(graph: Graph, precision: Precision) -> Self {
-        let mut layout = Layout { places: vec![None; graph.values.len()], graph: &graph, precision };
+        Self::without(graph, precision, Replaced::default())
+    }
+
+    /// Lays out a graph for the activations of a precision and a backend that does not make the `replaced` values: they
+    /// have no place.
+    pub fn without(graph: Graph, precision: Precision, replaced: Replaced) -> Self {
+        let mut layout =
+            Layout { places: vec![None; graph.values.len()], graph: &graph, precision, replaced: &replaced };
         let (param_places, param_bytes) = layout.place_params();
         let grad_bytes = layout.place_grads(&param_places, param_bytes);
         let persistent_bytes = layout.place_persistent();
         let arena_bytes = layout.place_arena();
         let places = layout.places;
-        Self { graph, precision, places, param_places, persistent_bytes, param_bytes, grad_bytes, arena_bytes }
+        Self {
+            graph,
+            precision,
+            replaced,
+            places,
+            param_places,
+            persistent_bytes,
+            param_bytes,
+            grad_bytes,
+            arena_bytes,
+        }
     }
 
-    /// The same graph laid out for another precision.
+    /// The same graph laid out for another precision, with all of its values.
     pub fn relaid(self, precision: Precision) -> Self {
-        if self.precision == precision { self } else { Self::with_precision(self.graph, precision) }
+        self.relaid_without(precision, Replaced::default())
+    }
+
+    /// The same graph laid out for another precision, [without](Plan::without) some of its values.
+    pub fn relaid_without(self, precision: Precision, replaced: Replaced) -> Self {
+        if (self.precision, &self.replaced) == (precision, &replaced) {
+            return self;
+        }
+        Self::without(self.graph, precision, replaced)
     }
 
     /// What the activations were laid out for.
@@ -82,6 +149,11 @@ impl Plan {
     /// The graph that was laid out.
     pub fn graph(&self) -> &Graph {
         &self.graph
+    }
+
+    /// The values that were left out, and what is read in their place.
+    pub fn replaced(&self) -> &Replaced {
+        &self.replaced
     }
 
     /// Place of a value; `None` for values that fusion removed.
@@ -118,6 +190,7 @@ fn aligned(bytes: usize) -> usize {
 struct Layout<'a> {
     graph: &'a Graph,
     precision: Precision,
+    replaced: &'a Replaced,
     places: Vec<Option<Place>>,
 }
 
@@ -170,35 +243,16 @@ impl Layout<'_> {
     }
 
     fn place_arena(&mut self) -> usize {
-        let lives = lifetimes(self.graph);
-        let mut waiting: Vec<(ValueId, Lifetime, usize)> = lives
+        let lives = lifetimes(self.graph, self.replaced);
+        let waiting: Vec<(ValueId, Lifetime)> = lives
             .iter()
             .enumerate()
             .filter(|(i, _)| self.places[*i].is_none())
-            .filter_map(|(i, life)| {
-                let v = ValueId(i as u32);
-                life.map(|l| (v, l, aligned(self.bytes(v))))
-            })
+            .filter_map(|(i, life)| life.map(|l| (ValueId(i as u32), l)))
             .collect();
-        waiting.sort_by_key(|&(v, _, size)| (std::cmp::Reverse(size), v));
-        let mut placed: Vec<(Lifetime, usize, usize)> = Vec::new();
-        let mut total = 0;
-        for (value, life, size) in waiting {
-            let mut busy: Vec<(usize, usize)> = placed
-                .iter()
-                .filter(|(l, ..)| l.first <= life.last && life.first <= l.last)
-                .map(|&(_, offset, size)| (offset, offset + size))
-                .collect();
-            busy.sort_unstable();
-            let mut offset = 0;
-            for (start, end) in busy {
-                if start >= offset + size {
-                    break;
-                }
-                offset = offset.max(end);
-            }
-            placed.push((life, offset, size));
-            total = total.max(offset + size);
+        let sizes: Vec<(Lifetime, usize)> = waiting.iter().map(|&(v, life)| (life, self.bytes(v))).collect();
+        let (offsets, total) = pack(&sizes);
+        for (&(value, _), offset) in waiting.iter().zip(offsets) {
             let len = self.bytes(value);
             self.places[value.index()] = Some(Place { region: Region::Arena, offset, len });
         }
@@ -206,20 +260,53 @@ impl Layout<'_> {
     }
 }
 
-/// First and last node that touches a value.
-#[derive(Clone, Copy)]
-struct Lifetime {
-    first: usize,
-    last: usize,
+/// Offsets of buffers that share one memory, each a lifetime and a size in bytes, and the size of that memory. Buffers
+/// that live at the same time do not overlap.
+pub(crate) fn pack(buffers: &[(Lifetime, usize)]) -> (Vec<usize>, usize) {
+    let mut waiting: Vec<usize> = (0..buffers.len()).collect();
+    waiting.sort_by_key(|&i| std::cmp::Reverse(aligned(buffers[i].1)));
+    let mut offsets = vec![0; buffers.len()];
+    let mut placed: Vec<(Lifetime, usize, usize)> = Vec::new();
+    let mut total = 0;
+    for i in waiting {
+        let (life, size) = (buffers[i].0, aligned(buffers[i].1));
+        let mut busy: Vec<(usize, usize)> =
+            placed.iter().filter(|(l, ..)| l.meets(&life)).map(|&(_, offset, size)| (offset, offset + size)).collect();
+        busy.sort_unstable();
+        let mut offset = 0;
+        for (start, end) in busy {
+            if start >= offset + size {
+                break;
+            }
+            offset = offset.max(end);
+        }
+        placed.push((life, offset, size));
+        total = total.max(offset + size);
+        offsets[i] = offset;
+    }
+    (offsets, total)
 }
 
-fn lifetimes(graph: &Graph) -> Vec<Option<Lifetime>> {
+/// First and last node that touches a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Lifetime {
+    pub first: usize,
+    pub last: usize,
+}
+
+impl Lifetime {
+    fn meets(&self, other: &Lifetime) -> bool {
+        self.first <= other.last && other.first <= self.last
+    }
+}
+
+fn lifetimes(graph: &Graph, replaced: &Replaced) -> Vec<Option<Lifetime>> {
     let mut lives: Vec<Option<Lifetime>> = vec![None; graph.values.len()];
-    for (i, node) in graph.nodes.iter().enumerate() {
+    for (i, node) in graph.nodes.iter().enumerate().filter(|(_, node)| !replaced.makes_nothing(node)) {
         for v in &node.outputs {
             lives[v.index()] = Some(Lifetime { first: i, last: i });
         }
-        for v in &node.inputs {
+        for v in node.inputs.iter().flat_map(|&v| replaced.resolve(v)) {
             if let Some(life) = &mut lives[v.index()] {
                 life.last = i;
             }
@@ -237,7 +324,7 @@ fn lifetimes(graph: &Graph) -> Vec<Option<Lifetime>> {
 ///
 /// Values bound to a state may lie on it.
 pub fn find_overlap(plan: &Plan) -> Option<(ValueId, ValueId)> {
-    let lives = lifetimes(plan.graph());
+    let lives = lifetimes(plan.graph(), plan.replaced());
     let arena: Vec<(ValueId, Lifetime, Place)> = (0..lives.len())
         .filter_map(|i| {
             let v = ValueId(i as u32);
@@ -246,10 +333,7 @@ pub fn find_overlap(plan: &Plan) -> Option<(ValueId, ValueId)> {
         })
         .collect();
     arena.iter().enumerate().find_map(|(i, (a, la, pa))| {
-        arena[..i]
-            .iter()
-            .find(|(_, lb, pb)| la.first <= lb.last && lb.first <= la.last && pa.overlaps(pb))
-            .map(|(b, ..)| (*a, *b))
+        arena[..i].iter().find(|(_, lb, pb)| la.meets(lb) && pa.overlaps(pb)).map(|(b, ..)| (*a, *b))
     })
 }
 
@@ -310,5 +394,35 @@ mod tests {
         assert_eq!(planted(d, c, 0), Some((d, c)));
         // `b` is read for the last time before `d` is made.
         assert_eq!(planted(d, b, 0), None);
+    }
+
+    #[test]
+    fn parts_of_a_replaced_value_live_as_long_as_its_readers() {
+        let mut graph = Graph::new();
+        let x = graph.input("x", [1, 64], DType::Act);
+        let a = graph.apply(Op::Silu, &[x]).unwrap();
+        let b = graph.apply(Op::Silu, &[x]).unwrap();
+        let joined = graph.apply(Op::Concat, &[a, b]).unwrap();
+        let between = graph.apply(Op::Silu, &[x]).unwrap();
+        let read = graph.apply(Op::Silu, &[joined]).unwrap();
+        let out = graph.apply(Op::Concat, &[between, read]).unwrap();
+        graph.keep(out);
+        let whole = Plan::new(graph);
+        let mut replaced = Replaced::default();
+        replaced.insert(joined, &[a, b]);
+        let plan = whole.clone().relaid_without(Precision::F32, replaced);
+        assert_eq!(plan.place(joined), None);
+        assert_eq!(find_overlap(&plan), None);
+        // `out`, `read` and `between` live at the end.
+        assert_eq!(plan.region_bytes(Region::Arena), 768 + 512 + 256);
+        for part in [a, b] {
+            for later in [between, read] {
+                let mut broken = plan.clone();
+                broken.places[later.index()] = plan.place(part).map(|p| Place { len: 256, ..p });
+                assert_eq!(find_overlap(&broken), Some((later, part)));
+            }
+        }
+        let again = plan.relaid(Precision::F32);
+        assert_eq!(again.place(joined), whole.place(joined));
     }
 }

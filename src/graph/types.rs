@@ -36,6 +36,7 @@ impl Op {
             | Op::Slice { .. }
             | Op::Silu
             | Op::SumPixels
+            | Op::AbsMax
             | Op::Affine { .. } => vec![Act],
             Op::Concat | Op::SiluGrad | Op::Add | Op::AddPerImage => vec![Act, Act],
             Op::DivideByTime => vec![Act, F32],

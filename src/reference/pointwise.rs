@@ -53,6 +53,7 @@ pub(super) fn eval(op: &Op, x: &[Tensor], out: Shape) -> Vec<f64> {
             let (c, pixels) = (out.channels(), x[0].shape.pixels());
             (0..out.numel()).map(|i| (0..pixels).map(|p| x[0].data[(i / c * pixels + p) * c + i % c]).sum()).collect()
         }
+        Op::AbsMax => vec![abs_max(x[0].data)],
         Op::Affine { mul, add } => x[0].data.iter().map(|v| mul * v + add).collect(),
         Op::DivideByTime => {
             let sample = out.numel() / out.batch();
@@ -67,6 +68,11 @@ pub(super) fn eval(op: &Op, x: &[Tensor], out: Shape) -> Vec<f64> {
 
 fn zip(x: &[Tensor], f: impl Fn(f64, f64) -> f64) -> Vec<f64> {
     x[0].data.iter().zip(x[1].data).map(|(&a, &b)| f(a, b)).collect()
+}
+
+/// NaN if there is one.
+fn abs_max(x: &[f64]) -> f64 {
+    if x.iter().any(|v| v.is_nan()) { f64::NAN } else { x.iter().fold(0.0, |m, v| v.abs().max(m)) }
 }
 
 fn gather(out: Shape, f: impl Fn(usize, usize, usize, usize) -> f64) -> Vec<f64> {

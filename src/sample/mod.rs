@@ -1,15 +1,18 @@
 //! The sampling loop: batches of samples from a model folder.
 
+mod calibrate;
 mod labels;
 mod sampler;
 
 use thiserror::Error;
 
+pub use calibrate::{CALIBRATION_SAMPLES, CALIBRATION_STEPS, calibrate};
 pub use labels::LabelChoice;
-pub use sampler::{OnStep, SampleOptions, Sampler};
+pub use sampler::{OnStep, SampleOptions, Sampler, Visited};
 
 use crate::backend::BackendError;
 use crate::diffusion::DiffusionError;
+use crate::graph::GraphError;
 use crate::model::ModelError;
 use crate::unet::ConfigError;
 
@@ -22,6 +25,15 @@ pub enum SampleError {
     /// The configuration makes no network.
     #[error("the model's configuration is refused: {0}")]
     Config(#[from] ConfigError),
+    /// What a network computes cannot be measured for fp8.
+    #[error("fp8 has no scale for the input of {scope}: it is not finite in bf16; take --precision bf16")]
+    Calibration {
+        /// The convolution.
+        scope: String,
+    },
+    /// The graph of a network does not take what was added to it.
+    #[error(transparent)]
+    Graph(#[from] GraphError),
     /// The sampler does not fit the noise schedule.
     #[error(transparent)]
     Schedule(#[from] DiffusionError),

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::{LabelChoice, SampleError};
 use crate::backend::{Backend, Executable};
 use crate::diffusion::{SchedulerConfig, StepTable};
-use crate::graph::NoiseSource;
+use crate::graph::{NoiseSource, Plan};
 use crate::layout::nhwc_to_nchw;
 use crate::model::{ModelFolder, bind_weights};
 use crate::program::{Batch, SamplingOptions, SamplingProgram};
@@ -37,6 +37,15 @@ pub struct SampleOptions {
 /// returns whether to go on.
 pub type OnStep<'a> = dyn FnMut(usize, &dyn Fn() -> Result<Vec<u8>, SampleError>) -> bool + 'a;
 
+/// What the network is given in a step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Visited {
+    /// t, of every sample.
+    pub timestep: f32,
+    /// x_t, `[N, H, W, C]`.
+    pub x: Vec<f32>,
+}
+
 /// What [`Sampler::draw`] aims at between two looks at its caller.
 const GROUP: Duration = Duration::from_millis(200);
 
@@ -56,6 +65,16 @@ impl Sampler {
     /// # Errors
     /// [`SampleError`]: a model that cannot be loaded, a sampler or a guidance that does not fit it.
     pub fn new(model: &ModelFolder, options: SampleOptions, backend: &dyn Backend) -> Result<Self, SampleError> {
+        Self::with_plan(model, options, backend, Ok)
+    }
+
+    /// As [`Sampler::new`], with a plan that computes more than the sampler's own.
+    pub(super) fn with_plan(
+        model: &ModelFolder,
+        options: SampleOptions,
+        backend: &dyn Backend,
+        extend: impl FnOnce(Plan) -> Result<Plan, SampleError>,
+    ) -> Result<Self, SampleError> {
         let config = model.config.clone();
         let (h, w) = config.height_width().ok_or(SampleError::NoSize)?;
         if options.batch == 0 {
@@ -81,7 +100,7 @@ impl Sampler {
             noise: NoiseSource::Philox,
         };
         let program = SamplingProgram::new(&config, batch, &sampling)?;
-        let mut exe = backend.compile(program.plan.clone())?;
+        let mut exe = backend.compile(extend(program.plan.clone())?)?;
         bind_weights(exe.as_mut(), &model.weights()?)?;
         exe.write_u32(program.key, &split_seed(options.seed))?;
         Ok(Self { config, options, program, exe, batch, table })
@@ -175,6 +194,25 @@ impl Sampler {
         self.exe.read_u8(self.program.picture, &mut bytes)?;
         bytes.truncate(count * h * w * c);
         Ok(bytes)
+    }
+
+    /// Takes all steps of a batch; `each` sees the device after a step and the state before it.
+    ///
+    /// # Errors
+    /// As [`Sampler::run`], and what `each` says.
+    pub fn visit(
+        &mut self,
+        indices: Range<usize>,
+        each: &mut dyn FnMut(&dyn Executable, Visited) -> Result<(), SampleError>,
+    ) -> Result<(), SampleError> {
+        self.begin(&indices)?;
+        for step in 0..self.steps() {
+            let mut x = vec![0.0; self.batch.numel(self.config.in_channels)];
+            self.exe.read_f32(self.program.x, &mut x)?;
+            self.exe.run()?;
+            each(self.exe.as_ref(), Visited { timestep: self.table.rows[step].timestep, x })?;
+        }
+        self.finite(indices).map(|_| ())
     }
 
     /// Takes all steps of a batch.

@@ -51,6 +51,27 @@ fn sums_over_pixels_match_the_reference() {
     }
 }
 
+/// With more elements than one vector a thread, and none beyond the last whole vector; and NaN is never lost.
+#[test]
+fn the_largest_magnitude_matches_the_reference() {
+    check_families(&["abs_max"], 6);
+    for dims in [[1, 64, 64, 40], [3, 51, 47, 33]] {
+        let case = Case { id: format!("abs_max/{dims:?}"), op: Op::AbsMax, operands: vec![Random(dims.to_vec())] };
+        check(&case, Precision::F32, false, 9);
+        check(&case, Precision::Bf16, false, 9);
+    }
+    for at in [0, 700, 1001] {
+        let mut values = vec![-1.0; 1002];
+        values[at] = f32::NAN;
+        let case = Case { id: "abs_max/nan".into(), op: Op::AbsMax, operands: vec![Values(vec![1002], values)] };
+        for precision in [Precision::F32, Precision::Bf16] {
+            let mut built = build(&case, &Gpu::new(device(), precision), false, 1, precision);
+            built.exe.run().unwrap();
+            assert!(built.exe.read_f64(built.outputs[0]).unwrap()[0].is_nan(), "{at}");
+        }
+    }
+}
+
 /// The mask of example 12 is the same alone and among others, and half of the elements are dropped.
 #[test]
 fn a_dropout_mask_belongs_to_its_example() {

@@ -51,6 +51,8 @@ struct NormArgs {
     eps: f32,
     images: u32,
     width: u32,
+    inverse_scale: f32,
+    padding: u32,
 }
 
 /// Where the statistics come from.
@@ -231,6 +233,8 @@ impl Problem {
             eps: EPS as f32,
             images: n as u32,
             width: self.size.0 as u32,
+            inverse_scale: 1.0,
+            padding: 0,
         };
         let launch = |kernel: &str, shared: usize| {
             let everyone = kernel == "norm_finish_f32" || kernel == "norm_combine_f32";

@@ -1,5 +1,6 @@
 //! TMA and wgmma against plain computations.
 
+use crate::e4m3;
 use crate::ffi::*;
 use crate::primitives::{random_bf16, value};
 
@@ -221,6 +222,40 @@ fn warpgroup_products_in_every_operand_layout() {
                     let error = (f64::from(c.values()[i * n + j]) - expected).abs();
                     assert!(error < 5e-6, "{kernel} ({i},{j}): error {error}");
                 }
+            }
+        }
+    }
+}
+
+#[test]
+fn warpgroup_products_of_e4m3() {
+    let sim = linked();
+    for (kernel, n) in [("test_wgmma_e4m3_n8", 8), ("test_wgmma_e4m3_n64", 64), ("test_wgmma_e4m3_n128", 128)] {
+        let random = |len, seed| -> Vec<u8> {
+            random_bf16(len, seed).iter().map(|&x| e4m3::encode(value(x) as f32 * 100.0)).collect()
+        };
+        let (a, b) = (random(64 * 128, 9), random(n * 128, 10));
+        let (buffer_a, buffer_b) = (sim.upload(&a), sim.upload(&b));
+        // Rows of 128 bytes, seen as 64 numbers of 16 bits.
+        let matrix = |base, rows: u64| {
+            let t = Tiled {
+                dimensions: &[64, rows],
+                box_size: &[64, rows as u32],
+                element_strides: &[1, 1],
+                swizzle: SWIZZLE_128,
+            };
+            sim.tiled(base, &t).unwrap()
+        };
+        for config in configs() {
+            let c = sim.poisoned::<f32>(64 * n);
+            let args = WgmmaArgs { a: matrix(buffer_a.at(), 64), b: matrix(buffer_b.at(), n as u64), c: c.at() };
+            let shape = Shape { grid: 1, block: 128, shared: 8192 + n as u32 * 128 + 8 };
+            sim.run(kernel, shape, &args, config).unwrap();
+            for (i, j) in (0..64).flat_map(|i| (0..n).map(move |j| (i, j))) {
+                let product = |k: usize| e4m3::decode(a[i * 128 + k]) * e4m3::decode(b[j * 128 + k]);
+                let (exact, size) = (0..128).map(product).fold((0.0, 0.0), |(s, m), p| (s + p, m + p.abs()));
+                let error = (f64::from(c.values()[i * n + j]) - exact).abs();
+                assert!(error <= 1e-6 * size, "{kernel} ({i},{j}): error {error} of {size}");
             }
         }
     }

@@ -6,6 +6,8 @@ use warpdiff as _;
 
 mod asan;
 mod bugs;
+#[path = "../common/e4m3.rs"]
+mod e4m3;
 mod ffi;
 mod hopper;
 mod primitives;

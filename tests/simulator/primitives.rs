@@ -1,5 +1,6 @@
 //! Each primitive against a plain computation, under every schedule.
 
+use crate::e4m3;
 use crate::ffi::*;
 use half::bf16;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
@@ -69,6 +70,32 @@ fn bf16_rounds_to_nearest_even_and_keeps_nan() {
     for (x, y) in input.iter().zip(y.values()) {
         let expected = if x.is_nan() { 0x7fff_0000 } else { bf16::from_f32(*x).to_f32().to_bits() };
         assert_eq!(y.to_bits(), expected, "{:#x}", x.to_bits());
+    }
+}
+
+#[test]
+fn e4m3_rounds_to_nearest_even_and_saturates() {
+    let mut rng = StdRng::seed_from_u64(3);
+    let values: Vec<f32> = (0..0x7f).map(|bits| e4m3::decode(bits) as f32).collect();
+    assert_eq!((values[1], values[8], values[0x7e]), (0.001_953_125, 0.015_625, 448.0));
+    // Every value, every tie and its neighbours in f32, and what lies beyond the largest.
+    let ties = values.windows(2).map(|pair| (pair[0] + pair[1]) / 2.0);
+    let mut input: Vec<f32> = ties.flat_map(|t| [t, t.next_up(), t.next_down()]).chain(values.clone()).collect();
+    input.extend([456.0, 464.0, 480.0, 1e9, f32::INFINITY, f32::MIN_POSITIVE, 1e-40, f32::NAN]);
+    input.extend((0..2000).map(|_| f32::from_bits(rng.random())));
+    input.extend((0..2000).map(|_| rng.random_range(-500.0..500.0)));
+    let negative: Vec<f32> = input.iter().map(|x| -x).collect();
+    input.extend(negative);
+    input.resize(input.len().next_multiple_of(8), 0.0);
+    let sim = linked();
+    for (kernel, vector) in [("test_e4m3", 8), ("test_e4m3_scalar", 1)] {
+        let (x, y) = (sim.upload(&input), sim.poisoned::<u8>(input.len()));
+        let args = ArrayArgs { x: x.at(), y: y.at(), count: input.len() as u64 };
+        let grid = input.len().div_ceil(256 * vector) as u32;
+        sim.run(kernel, Shape { grid, ..ONE_BLOCK }, &args, Config::new(FIFO, EAGER, 0)).unwrap();
+        for (x, y) in input.iter().zip(y.values()) {
+            assert_eq!(*y, e4m3::encode(*x), "{kernel}: {x} ({:#x})", x.to_bits());
+        }
     }
 }
 

@@ -127,6 +127,42 @@ KERNEL(test_wgmma_rs_n136, WgmmaArgs, 128) { multiply_tiles<136, OperandA::regis
 KERNEL(test_wgmma_ss_n256, WgmmaArgs, 128) { multiply_tiles<256, OperandA::shared, false>(args); }
 KERNEL(test_wgmma_ss_n64_mn_major, WgmmaArgs, 128) { multiply_tiles<64, OperandA::shared_mn_major, true>(args); }
 KERNEL(test_wgmma_rs_n128_mn_major, WgmmaArgs, 128) { multiply_tiles<128, OperandA::registers, true>(args); }
+
+// As above with operands of e4m3, depth 128: the maps see two of them in 16 bits.
+template <int N> __device__ void multiply_e4m3_tiles(const WgmmaArgs& args) {
+    constexpr uint32_t A_BYTES = 64 * 128, B_BYTES = N * 128;
+    unsigned char *const a = shared_memory, *const b = shared_memory + A_BYTES;
+    auto* arrived = reinterpret_cast<uint64_t*>(shared_memory + A_BYTES + B_BYTES);
+    if (threadIdx.x == 0) {
+        mbarrier_init(arrived, 1);
+        fence_mbarrier_init();
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        mbarrier_arrive_expect_tx(arrived, A_BYTES + B_BYTES);
+        tma_load_2d(a, &args.a, arrived, 0, 0);
+        tma_load_2d(b, &args.b, arrived, 0, 0);
+    }
+    mbarrier_wait(arrived, 0);
+    float d[N / 2];
+    wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+        wgmma_ss_e4m3<N>(d, wgmma_descriptor(shared_address(a) + k * 32, 16, 1024, Swizzle::bytes128),
+                         wgmma_descriptor(shared_address(b) + k * 32, 16, 1024, Swizzle::bytes128), k > 0);
+    }
+    wgmma_commit();
+    wgmma_wait<0>();
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int i = 0; i < N / 2; ++i) {
+        const int row = threadIdx.x / 32 * 16 + lane / 4 + i / 2 % 2 * 8, column = i / 4 * 8 + lane % 4 * 2 + i % 2;
+        args.c[row * N + column] = d[i];
+    }
+}
+KERNEL(test_wgmma_e4m3_n8, WgmmaArgs, 128) { multiply_e4m3_tiles<8>(args); }
+KERNEL(test_wgmma_e4m3_n64, WgmmaArgs, 128) { multiply_e4m3_tiles<64>(args); }
+KERNEL(test_wgmma_e4m3_n128, WgmmaArgs, 128) { multiply_e4m3_tiles<128>(args); }
 KERNEL(bug_wgmma_without_fence, WgmmaArgs, 128) { multiply_tiles<8, OperandA::shared, false, false>(args); }
 
 // Fragments to shared memory by stmatrix, and out by a TMA store of [64][64] bf16 whose rows the map may cut.

@@ -30,6 +30,18 @@ KERNEL(test_philox, ArrayArgs, 32) {
     }
 }
 
+// y = x rounded to e4m3: `count` floats, eight a thread or one.
+template <int V> __device__ void round_to_e4m3(const ArrayArgs& args) {
+    const uint64_t at = (uint64_t(blockIdx.x) * blockDim.x + threadIdx.x) * V;
+    if (at < args.count) {
+        float v[V];
+        load_floats<V>(static_cast<const float*>(args.x) + at, v);
+        store_floats<V>(static_cast<e4m3*>(args.y) + at, v);
+    }
+}
+KERNEL(test_e4m3, ArrayArgs, 256) { round_to_e4m3<8>(args); }
+KERNEL(test_e4m3_scalar, ArrayArgs, 256) { round_to_e4m3<1>(args); }
+
 // y = x through bf16 and back: `count` floats, eight a thread.
 KERNEL(test_bf16_round_trip, ArrayArgs, 256) {
     const uint64_t first = (uint64_t(blockIdx.x) * blockDim.x + threadIdx.x) * 8;

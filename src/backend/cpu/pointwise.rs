@@ -79,6 +79,7 @@ pub(super) fn run(op: &Op, s: Shapes, [a, b, c]: [&[f32]; 3], y: &mut [f32]) {
                 sums.iter_mut().zip(row).for_each(|(s, x)| *s += x);
             }
         }),
+        Op::AbsMax => y[0] = abs_max(a),
         Op::Affine { mul, add } => {
             let (mul, add) = (*mul as f32, *add as f32);
             by_chunks(y, a, a, |y, a, _| y.iter_mut().zip(a).for_each(|(y, a)| *y = a * mul + add));
@@ -208,4 +209,8 @@ fn time_embedding(e: &TimeEmbedding, t: f64, row: &mut [f32]) {
         row[sin] = angle.sin() as f32;
         row[cos] = angle.cos() as f32;
     }
+}
+/// The largest magnitude: magnitudes are ordered as the integers of their bits, NaN above all.
+fn abs_max(x: &[f32]) -> f32 {
+    f32::from_bits(x.par_iter().map(|v| v.abs().to_bits()).max().unwrap_or(0))
 }

@@ -8,8 +8,9 @@ use half::bf16;
 
 use super::backend_error;
 use super::driver::{Driver, DriverError, LoadedKernel, Recording};
+use super::fp8::Quantised;
 use super::launch::Launch;
-use super::lower::{self, Planned};
+use super::lower::{self, Planned, Roles};
 use super::memory::DeviceBuffer;
 use super::plan_memory::Memory;
 use crate::backend::{BackendError, Executable, Precision, Store, check_bytes, check_floats, check_length, check_part};
@@ -19,27 +20,44 @@ use crate::graph::{DType, ParamId, Plan, ValueId};
 pub(super) struct GpuExecutable {
     /// Dropped before the memory that it uses.
     recording: Box<dyn Recording>,
+    /// What derives weights from parameters.
+    prepared: Vec<Launch>,
+    /// Whether parameters were written after `prepared` last ran.
+    stale: bool,
     plan: Plan,
     driver: Arc<dyn Driver>,
     memory: Memory,
 }
 
 impl GpuExecutable {
-    pub fn new(driver: &Arc<dyn Driver>, plan: Plan) -> Result<Self, BackendError> {
+    pub fn new(driver: &Arc<dyn Driver>, plan: Plan, roles: &Roles, fp8: &Quantised) -> Result<Self, BackendError> {
         let fail = |e| backend_error(driver.name(), e);
-        let measured = lower::measure(&plan, driver.limits())?;
+        let measured = lower::measure(&plan, roles, driver.limits(), fp8)?;
         let memory = Memory::new(driver, &plan, &measured)?;
-        let lowered = lower::lower(&plan, driver.as_ref(), memory.addresses())?;
+        let lowered = lower::lower(&plan, roles, driver.as_ref(), fp8, memory.addresses())?;
         debug_assert_eq!(
-            (lowered.scratch_bytes, lowered.counter_bytes),
-            (measured.scratch_bytes, measured.counter_bytes),
+            (lowered.scratch_bytes, lowered.counter_bytes, lowered.derived_bytes),
+            (measured.scratch_bytes, measured.counter_bytes, measured.derived_bytes),
             "lowering depends on addresses"
         );
+        let prepared = load(driver.as_ref(), lowered.prepared).map_err(fail)?;
         let launches = load(driver.as_ref(), lowered.launches).map_err(fail)?;
         // SAFETY: the launchers address values, workspaces and constants of this plan, whose memory lives as long as the
         // recording; argument lengths were checked against the kernels.
         let recording = unsafe { driver.record(launches) }.map_err(fail)?;
-        Ok(Self { recording, driver: Arc::clone(driver), memory, plan })
+        Ok(Self { recording, prepared, stale: true, driver: Arc::clone(driver), memory, plan })
+    }
+
+    /// Derives weights again from parameters that were written.
+    fn prepare(&mut self) -> Result<(), BackendError> {
+        if self.stale {
+            for launch in &self.prepared {
+                // SAFETY: as for the recording: the launchers address memory of this plan only.
+                unsafe { self.driver.launch(launch) }.map_err(|e| self.device_error(e))?;
+            }
+            self.stale = false;
+        }
+        Ok(())
     }
 
     fn device_error(&self, error: DriverError) -> BackendError {
@@ -168,6 +186,7 @@ impl Executable for GpuExecutable {
 
     fn write_param(&mut self, store: Store, param: ParamId, data: &[f32]) -> Result<(), BackendError> {
         let offset = self.locate_param(store, param, data.len())?;
+        self.stale |= store == Store::Params;
         let write = || {
             self.memory.stores[store as usize].write(offset, bytemuck::cast_slice(data))?;
             if store == Store::Params && self.plan.precision() == Precision::Bf16 {
@@ -185,6 +204,7 @@ impl Executable for GpuExecutable {
     }
 
     fn run(&mut self) -> Result<(), BackendError> {
+        self.prepare()?;
         self.recording.replay().map_err(|e| self.device_error(e))
     }
 
@@ -193,6 +213,7 @@ impl Executable for GpuExecutable {
     }
 
     fn run_timed(&mut self, times: usize) -> Result<Duration, BackendError> {
+        self.prepare()?;
         let mut replay = || (0..times).try_for_each(|_| self.recording.replay());
         self.driver.elapsed(&mut replay).map_err(|e| self.device_error(e))
     }

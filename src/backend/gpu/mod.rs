@@ -6,6 +6,7 @@
 pub mod choice;
 pub mod driver;
 mod executable;
+pub mod fp8;
 pub mod kernels;
 pub mod launch;
 mod lower;
@@ -18,18 +19,23 @@ use super::{Backend, BackendError, Executable, Precision};
 use crate::graph::Plan;
 use driver::cuda::Cuda;
 use driver::{Driver, DriverError};
+use fp8::{Fp8Scales, Quantised};
+pub use lower::Fusions;
+use lower::Roles;
 
 /// A device with its kernels.
 #[derive(Clone)]
 pub struct Gpu {
     driver: Arc<dyn Driver>,
     precision: Precision,
+    fusions: Fusions,
+    fp8: Option<Arc<Fp8Scales>>,
 }
 
 impl Gpu {
     /// A device and the type of its activations.
     pub fn new(driver: Arc<dyn Driver>, precision: Precision) -> Self {
-        Self { driver, precision }
+        Self { driver, precision, fusions: Fusions::default(), fp8: None }
     }
 
     /// The first NVIDIA GPU.
@@ -49,6 +55,37 @@ impl Gpu {
         Ok((Self::new(Arc::clone(&cuda) as _, precision), cuda))
     }
 
+    /// The same device with these fusions and no others: for comparisons.
+    pub fn with_fusions(self, fusions: Fusions) -> Self {
+        Self { fusions, ..self }
+    }
+
+    /// The same device with convolutions of e4m3 where `scales` has their inputs', for plans that do not train.
+    ///
+    /// # Errors
+    /// [`BackendError::Unavailable`] unless activations are bf16 and the device has the kernels (see
+    /// [`Gpu::takes_fp8`]).
+    pub fn with_fp8(self, scales: Fp8Scales) -> Result<Self, BackendError> {
+        self.takes_fp8()?;
+        Ok(Self { fp8: Some(Arc::new(scales)), ..self })
+    }
+
+    /// Whether [`Gpu::with_fp8`] would work.
+    ///
+    /// # Errors
+    /// [`BackendError::Unavailable`] with what speaks against it.
+    pub fn takes_fp8(&self) -> Result<(), BackendError> {
+        let (major, minor) = self.driver.limits().compute_capability;
+        let reason = match (self.precision, major) {
+            (Precision::Bf16, 9) => return Ok(()),
+            (Precision::Bf16, _) => format!(
+                "fp8 needs compute capability 9.0 (Hopper), the device has {major}.{minor}; take --precision bf16"
+            ),
+            (other, _) => format!("fp8 needs bf16 for everything that is not quantised, not {other}"),
+        };
+        Err(BackendError::Unavailable { device: self.name().into(), reason })
+    }
+
     /// The device.
     pub fn driver(&self) -> &Arc<dyn Driver> {
         &self.driver
@@ -65,7 +102,17 @@ impl Backend for Gpu {
     }
 
     fn compile(&self, plan: Plan) -> Result<Box<dyn Executable>, BackendError> {
-        Ok(Box::new(executable::GpuExecutable::new(&self.driver, plan.relaid(self.precision))?))
+        let roles = Roles::new(plan.graph(), self.precision, self.driver.limits(), self.fusions);
+        let plan = plan.relaid_without(self.precision, roles.replaced().clone());
+        let quantised = match &self.fp8 {
+            None => Quantised::new(),
+            Some(_) if plan_memory::optimises(plan.graph()) => {
+                let reason = "fp8 is for sampling, and the plan trains; take --precision bf16".into();
+                return Err(BackendError::Device { device: self.name().into(), reason });
+            }
+            Some(scales) => fp8::quantised(plan.graph(), self.driver.limits(), scales),
+        };
+        Ok(Box::new(executable::GpuExecutable::new(&self.driver, plan, &roles, &quantised)?))
     }
 }
 

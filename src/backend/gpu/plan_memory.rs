@@ -8,7 +8,7 @@ use super::driver::{Driver, DriverError};
 use super::lower::{Addresses, Lowered};
 use super::memory::DeviceBuffer;
 use crate::backend::{BackendError, Precision, Store};
-use crate::graph::{Op, Plan, Region, Source};
+use crate::graph::{Graph, Op, Plan, Region, Source};
 
 /// Every byte of memory that nothing wrote yet: NaN in every floating-point type.
 const POISON: u8 = 0xFF;
@@ -26,6 +26,10 @@ pub(super) struct Memory {
     constants: DeviceBuffer,
     /// Tickets, which every launch leaves at zero.
     counters: DeviceBuffer,
+    /// What prepared launches make of the parameters.
+    derived: DeviceBuffer,
+    /// Moments that products store for norms.
+    moments: DeviceBuffer,
 }
 
 impl Memory {
@@ -43,7 +47,7 @@ impl Memory {
         let allocated = Self::allocate(filled, plan, measured);
         allocated.map_err(|error| match error {
             DriverError::OutOfMemory { asked, free } => {
-                let batch = fitting_batch(plan, measured.scratch_bytes, free + taken.get());
+                let batch = fitting_batch(plan, measured, free + taken.get());
                 BackendError::DeviceMemory { asked, free, batch }
             }
             other => backend_error(driver.name(), other),
@@ -56,7 +60,7 @@ impl Memory {
         measured: &Lowered,
     ) -> Result<Self, DriverError> {
         let params = plan.region_bytes(Region::Params);
-        let moment = if optimises(plan) { params } else { 0 };
+        let moment = if optimises(plan.graph()) { params } else { 0 };
         let zeroed = |bytes| filled(bytes, 0);
         let memory = Self {
             persistent: zeroed(plan.region_bytes(Region::Persistent))?,
@@ -67,6 +71,8 @@ impl Memory {
             scratch: filled(measured.scratch_bytes, POISON)?,
             constants: zeroed(measured.constants.len())?,
             counters: zeroed(measured.counter_bytes)?,
+            derived: filled(measured.derived_bytes, POISON)?,
+            moments: filled(measured.moment_bytes, POISON)?,
         };
         memory.constants.write(0, &measured.constants)?;
         Ok(memory)
@@ -83,14 +89,16 @@ impl Memory {
             scratch: self.scratch.ptr(),
             constants: self.constants.ptr(),
             counters: self.counters.ptr(),
+            derived: self.derived.ptr(),
+            moments: self.moments.ptr(),
         }
     }
 
     /// All buffers.
     pub fn buffers(&self) -> impl Iterator<Item = &DeviceBuffer> {
-        let Self { persistent, arena, grads, mirror, scratch, constants, counters, .. } = self;
-        let single = [persistent, arena, grads, mirror, scratch, constants, counters];
-        single.into_iter().chain(&self.stores)
+        let Self { persistent, arena, grads, stores, mirror, scratch, constants, counters, derived, moments } = self;
+        let single = [persistent, arena, grads, mirror, scratch, constants, counters, derived, moments];
+        single.into_iter().chain(stores)
     }
 
     /// The buffer of a region.
@@ -104,8 +112,9 @@ impl Memory {
     }
 }
 
-fn optimises(plan: &Plan) -> bool {
-    plan.graph().nodes().iter().any(|n| matches!(n.op, Op::AdamW(_)))
+/// Whether a run changes the parameters.
+pub(super) fn optimises(graph: &Graph) -> bool {
+    graph.nodes().iter().any(|n| matches!(n.op, Op::AdamW(_)))
 }
 
 fn mirror_bytes(plan: &Plan) -> usize {
@@ -113,11 +122,13 @@ fn mirror_bytes(plan: &Plan) -> usize {
 }
 
 /// The largest batch whose plan takes no more than `room` bytes: values and workspace grow with it, parameters do not.
-fn fitting_batch(plan: &Plan, scratch: usize, room: usize) -> Option<usize> {
+fn fitting_batch(plan: &Plan, measured: &Lowered, room: usize) -> Option<usize> {
     let kept = plan.graph().values().iter().filter(|v| matches!(v.source, Source::Input | Source::State));
     let batch = kept.filter(|v| v.shape.rank() == 4).map(|v| v.shape.batch()).max()?;
-    let stores = if optimises(plan) { Store::ALL.len() } else { 1 };
-    let fixed = plan.region_bytes(Region::Params) * stores + plan.region_bytes(Region::Grads) + mirror_bytes(plan);
-    let growing = plan.region_bytes(Region::Persistent) + plan.region_bytes(Region::Arena) + scratch;
+    let stores = if optimises(plan.graph()) { Store::ALL.len() } else { 1 };
+    let weights = plan.region_bytes(Region::Params) * stores + mirror_bytes(plan) + measured.derived_bytes;
+    let fixed = weights + plan.region_bytes(Region::Grads);
+    let values = plan.region_bytes(Region::Persistent) + plan.region_bytes(Region::Arena);
+    let growing = values + measured.scratch_bytes + measured.moment_bytes;
     Some(room.checked_sub(fixed)? / growing.div_ceil(batch).max(1)).filter(|&n| n > 0)
 }

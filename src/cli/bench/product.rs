@@ -11,13 +11,13 @@ use clap::ValueEnum;
 use super::report::{Header, MachineReport, PeerReport, PeerRow, Report, Row};
 use crate::backend::gpu::Gpu;
 use crate::backend::gpu::driver::cuda::{Cuda, DeviceInfo};
-use crate::backend::{Backend, Executable, Precision};
+use crate::backend::{Backend, Executable};
 use crate::bench::collect::{self, Counted};
 use crate::bench::program::{Noise, Program};
 use crate::bench::race::{self, Protocol, Runner};
 use crate::bench::roof::{self, Roof};
 use crate::bench::{Pass, Product};
-use crate::cli::device::{Device, DeviceArgs};
+use crate::cli::device::{Arithmetic, Device, DeviceArgs};
 use crate::cli::presets::Preset;
 use crate::compare::rule::Errors;
 use crate::model::ModelFolder;
@@ -199,7 +199,7 @@ fn lines(wanted: &Wanted, options: &Options) -> Result<Vec<Line>> {
 /// Checks that the peer can be measured at all; returns why it is left out, if that is allowed.
 fn find_peer(wanted: &Wanted, options: &Options) -> Result<Option<String>> {
     let Some(kind) = wanted.peer else { return Ok(None) };
-    if options.device.device != Device::Cuda || options.device.precision != Precision::Bf16 {
+    if options.device.device != Device::Cuda || options.device.precision != Arithmetic::Bf16 {
         bail!("--peer measures bf16 on a GPU: add --device cuda --precision bf16");
     }
     match kind.find(options.peer_path.as_deref()) {
@@ -222,7 +222,7 @@ impl Machine {
         if device.device != Device::Cuda {
             return Ok(Self { backend: device.backend()?, cuda: None });
         }
-        let (gpu, cuda) = Gpu::open(device.precision)?;
+        let (gpu, cuda) = Gpu::open(device.unquantised()?)?;
         Ok(Self { backend: Box::new(gpu), cuda: Some((cuda, Cuda::probe()?)) })
     }
 

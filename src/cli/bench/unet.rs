@@ -6,17 +6,18 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use clap::ValueEnum;
 use serde::Serialize;
 
-use crate::backend::{Backend, Executable, Precision, Store};
-use crate::cli::device::DeviceArgs;
+use crate::backend::gpu::fp8::{Fp8Scales, Measuring};
+use crate::backend::{Backend, BackendError, Executable, Store};
+use crate::cli::device::{Arithmetic, DeviceArgs, Opened};
 use crate::cli::presets::Preset;
 use crate::diffusion::{
     BetaConfig, LossWeighting, Objective, PredictionType, Schedule, TrainingObjective, VarianceType,
 };
-use crate::graph::{AdamW, ParamId, cost};
+use crate::graph::{AdamW, ParamId, Plan, cost};
 use crate::program::{Batch, ForwardProgram, TrainingInputs, TrainingOptions, TrainingProgram};
 use crate::unet::{UNetConfig, initial_weights};
 
@@ -44,7 +45,7 @@ pub(super) struct Args {
 #[derive(Serialize)]
 struct Report {
     device: String,
-    precision: Precision,
+    precision: Arithmetic,
     results: Vec<Row>,
 }
 
@@ -66,7 +67,8 @@ struct Row {
 }
 
 pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
-    let backend = args.device.backend()?;
+    let device = if args.train { Opened::Ready(args.device.backend()?) } else { args.device.open()? };
+    let backend = device.calibrated(|bf16| calibrate(&args.preset.config(), bf16))?;
     let mut results = Vec::new();
     if !quiet {
         println!(
@@ -92,7 +94,7 @@ pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
         results.push(row);
     }
     if let Some(path) = &args.json {
-        let report = Report { device: backend.name().into(), precision: backend.precision(), results };
+        let report = Report { device: backend.name().into(), precision: args.device.precision, results };
         let text = serde_json::to_string_pretty(&report)?;
         fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
     }
@@ -103,7 +105,11 @@ fn measure(args: &Args, n: usize, backend: &dyn Backend) -> Result<Row> {
     let config = args.preset.config();
     let (h, w) = config.height_width().unwrap_or((32, 32));
     let batch = Batch { n, h, w };
-    let mut exe = if args.train { training(&config, batch, backend)? } else { inference(&config, batch, backend)? };
+    let mut exe = if args.train {
+        training(&config, batch, backend)?
+    } else {
+        inference(&config, batch, |plan| backend.compile(plan))?
+    };
     let times = time(exe.as_mut(), Duration::from_secs_f64(args.seconds.clamp(0.1, 3600.0)))?;
     let ms = times[times.len() / 2];
     Ok(Row {
@@ -147,9 +153,23 @@ fn noise(len: usize) -> Vec<f32> {
     x
 }
 
-fn inference(config: &UNetConfig, batch: Batch, backend: &dyn Backend) -> Result<Box<dyn Executable>> {
+/// Scales of fp8 from one evaluation: the time of a run does not depend on them.
+fn calibrate(config: &UNetConfig, backend: &dyn Backend) -> Result<Fp8Scales> {
+    let (h, w) = config.height_width().unwrap_or((32, 32));
+    let mut measuring = Measuring::new(&ForwardProgram::new(config, Batch { n: 1, h, w }, false)?.plan)?;
+    let mut exe = inference(config, Batch { n: 1, h, w }, |_| backend.compile(measuring.plan.clone()))?;
+    exe.run()?;
+    measuring.read(exe.as_ref())?;
+    measuring.scales().map_err(|scope| anyhow!("the input of {scope} is not finite in bf16"))
+}
+
+fn inference(
+    config: &UNetConfig,
+    batch: Batch,
+    compile: impl FnOnce(Plan) -> Result<Box<dyn Executable>, BackendError>,
+) -> Result<Box<dyn Executable>> {
     let program = ForwardProgram::new(config, batch, false)?;
-    let mut exe = backend.compile(program.plan)?;
+    let mut exe = compile(program.plan)?;
     write_weights(exe.as_mut())?;
     exe.write_f32(program.x, &noise(batch.numel(config.in_channels)))?;
     exe.write_f32(program.t, &vec![500.0; batch.n])?;

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Subcommand, ValueEnum};
 
 use super::presets::Preset;
@@ -79,7 +80,7 @@ struct On {
     #[arg(long)]
     no_shifted_operands: bool,
     /// Arithmetic of the network.
-    #[arg(long, value_enum, default_value = "bf16")]
+    #[arg(long, default_value = "bf16", value_parser = PossibleValuesParser::new(["f32", "bf16"]).map(precision))]
     precision: Precision,
     /// A measured table, instead of those in this build.
     #[arg(long, value_name = "FILE")]
@@ -87,6 +88,10 @@ struct On {
     /// Print as JSON.
     #[arg(long)]
     json: bool,
+}
+
+fn precision(name: String) -> Precision {
+    if name == "f32" { Precision::F32 } else { Precision::Bf16 }
 }
 
 impl On {

@@ -97,6 +97,7 @@ pub(super) fn forward_only() -> Vec<Case> {
     }
     for dims in [[2, 5, 3, 7], [1, 1, 1, 1], [1, 8, 8, 128], [3, 7, 3, 15], [1, 3, 3, 24], [1, 19, 33, 8]] {
         cases.push(Case::new(format!("sum_pixels/{}", extent(&dims)), Op::SumPixels, vec![random(&dims)]));
+        cases.push(Case::new(format!("abs_max/{}", extent(&dims)), Op::AbsMax, vec![random(&dims)]));
     }
     for dims in [[3, 2, 2, 5], [1, 1, 1, 1], [1, 4, 4, 3], [2, 3, 3, 8]] {
         cases.push(Case::new(format!("repeat_batch/{}", extent(&dims)), Op::RepeatBatch, vec![random(&dims)]));

@@ -7,6 +7,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::cell::Cell;
 use super::cost::{self, Prediction};
 use super::patch::Patch;
 use super::tuning::Tuning;
@@ -39,6 +40,8 @@ impl Pass {
 pub struct ImageProblem {
     /// Type of the activations.
     pub precision: Precision,
+    /// Whether source and filter are e4m3: half the bytes, and slabs of twice the channels. Forward passes only.
+    pub e4m3: bool,
     /// Forward pass or data gradient.
     pub pass: Pass,
     /// N.
@@ -66,6 +69,8 @@ pub struct ImageProblem {
     pub columns: usize,
     /// Whether a tensor of the output's shape is added.
     pub residual: bool,
+    /// The cells whose moments are stored, too, for a norm that reads the result.
+    pub cell: Option<Cell>,
 }
 
 impl ImageProblem {
@@ -82,6 +87,7 @@ impl ImageProblem {
         let (kh, kw) = geometry.kernel;
         Self {
             precision: Precision::Bf16,
+            e4m3: false,
             pass: Pass::Fprop,
             images,
             out_h: out.0,
@@ -95,6 +101,7 @@ impl ImageProblem {
             source_pixels: source.0 * source.1,
             columns,
             residual: false,
+            cell: None,
         }
     }
 
@@ -140,14 +147,30 @@ impl ImageProblem {
         Self { residual, ..self }
     }
 
+    /// The same product, which also stores moments of its result if an image can be cut into [cells](Cell::of).
+    pub fn with_moments(self) -> Self {
+        let cell = Cell::of((self.out_h, self.out_w));
+        Self { cell, ..self }
+    }
+
     /// The same product on activations of another type.
     pub fn with_precision(self, precision: Precision) -> Self {
         Self { precision, ..self }
     }
 
+    /// The same product on source and filter of e4m3, or not.
+    pub fn with_e4m3(self, e4m3: bool) -> Self {
+        Self { e4m3, ..self }
+    }
+
+    /// Bytes of an element of source and filter.
+    pub fn operand_bytes(&self) -> usize {
+        if self.e4m3 { 1 } else { 2 }
+    }
+
     /// Slabs of all sources.
     pub fn slabs(&self) -> usize {
-        self.channels.iter().map(|c| c.div_ceil(SLAB)).sum()
+        self.channels.iter().map(|c| (c * self.operand_bytes()).div_ceil(LINE_BYTES)).sum()
     }
 
     /// Steps of the longest phase.
@@ -172,7 +195,7 @@ impl ImageProblem {
         let source = self.images * self.source_pixels * channels;
         let result = self.images * self.pixels_an_image() * self.columns;
         let filter = self.all_taps * channels * self.columns;
-        2.0 * (source + filter + result * if self.residual { 2 } else { 1 }) as f64
+        (self.operand_bytes() * (source + filter) + 2 * result * if self.residual { 2 } else { 1 }) as f64
     }
 }
 
@@ -331,6 +354,8 @@ pub struct ImageChoice {
     pub boxes: Boxes,
     /// The rows of a tile.
     pub patch: Patch,
+    /// Whether source and filter are e4m3.
+    pub e4m3: bool,
     /// Patches along x, y and the images, of each phase.
     pub patches: (usize, usize, usize),
     /// Tiles along the output channels.
@@ -362,7 +387,8 @@ pub struct ImageChoice {
 impl ImageChoice {
     /// Name of the kernel.
     pub fn kernel(&self, pass: Pass) -> String {
-        format!("conv_hopper_{}_{}_bf16", pass.name(), self.tile.name())
+        let operands = if self.e4m3 { "e4m3" } else { "bf16" };
+        format!("conv_hopper_{}_{}_{operands}", pass.name(), self.tile.name())
     }
 
     /// Output tiles of all phases.
@@ -420,6 +446,9 @@ pub fn takes_image(p: &ImageProblem, limits: &DeviceLimits) -> Result<(), &'stat
     if p.channels.iter().any(|&c| c < FEWEST_CHANNELS) {
         return Err("a source with fewer than 32 channels would leave most of a step empty");
     }
+    if p.e4m3 && (p.pass == Pass::Dgrad || p.channels.iter().any(|c| !c.is_multiple_of(16))) {
+        return Err("e4m3 is for forward passes from channels in multiples of 16");
+    }
     if p.pass == Pass::Dgrad && !p.columns.is_multiple_of(8) {
         return Err("TMA needs the filter's channels in multiples of 8");
     }
@@ -464,8 +493,22 @@ pub fn check(p: &ImageProblem, limits: &DeviceLimits, c: &ImageConfig) -> Result
     if tile == ImageTile::NARROW && (p.pass == Pass::Dgrad || !few) {
         return fail("the 128x16 tile is for forward passes to an image's channels".into());
     }
+    if tile == ImageTile::NARROW && p.phases > 1 {
+        return fail("the 128x16 tile stores one phase".into());
+    }
+    if tile == ImageTile::NARROW && p.e4m3 {
+        return fail("the 128x16 tile is for bf16".into());
+    }
     if tile != ImageTile::NARROW && !p.columns.is_multiple_of(8) {
         return fail(format!("{} output channels are no multiple of 8: only 128x16 stores those", p.columns));
+    }
+    if let Some(cell) = p.cell {
+        if !tile.columns.is_multiple_of(SLAB) {
+            return fail("moments come from a staging tile, which 128x16 has not".into());
+        }
+        if !patch.w.is_multiple_of(cell.w) || !patch.h.is_multiple_of(cell.h) {
+            return fail(format!("the patch cuts cells of {}x{} pixels", cell.w, cell.h));
+        }
     }
     if patch.pixels() > tile.rows {
         return fail(format!("the patch has {} pixels, the tile {} rows", patch.pixels(), tile.rows));
@@ -529,7 +572,7 @@ fn default_configs<'a>(p: &'a ImageProblem, limits: &'a DeviceLimits) -> impl It
     ImageTile::ALL
         .into_iter()
         .flat_map(move |tile| {
-            let taps = Patch::best(tile.rows, p.images, (p.out_h, p.out_w), p.tap_extent);
+            let taps = best_patch(p, tile);
             let halos = [1, 2].map(|n| Patch { w: 8, h: tile.rows / 8 / n, n });
             let boxes = [(Boxes::Taps, taps), (Boxes::Halo, halos[0]), (Boxes::Halo, halos[1])];
             boxes.into_iter().flat_map(move |(boxes, patch)| {
@@ -546,6 +589,11 @@ fn default_configs<'a>(p: &'a ImageProblem, limits: &'a DeviceLimits) -> impl It
             })
         })
         .filter(move |c| check(p, limits, c).is_ok())
+}
+
+fn best_patch(p: &ImageProblem, tile: ImageTile) -> Patch {
+    let cell = p.cell.unwrap_or(Cell { w: 1, h: 1 });
+    Patch::best_of_cells(tile.rows, p.images, (p.out_h, p.out_w), p.tap_extent, cell)
 }
 
 /// Source and filter slots: under halo boxes two source slots and all the rest for the filter, under tap boxes as many of
@@ -575,7 +623,7 @@ fn slots(
 /// A candidate that needs the least.
 fn smallest(p: &ImageProblem) -> ImageConfig {
     let tile = if p.columns.is_multiple_of(8) { ImageTile::SMALL } else { ImageTile::NARROW };
-    let patch = Patch::best(tile.rows, p.images, (p.out_h, p.out_w), p.tap_extent);
+    let patch = best_patch(p, tile);
     let split = segments(p).count > 1 && !tile.totals;
     ImageConfig { tile, boxes: Boxes::Taps, patch, split, source_slots: 3, filter_slots: FEWEST_FILTER_SLOTS }
 }
@@ -596,6 +644,7 @@ fn configured(p: &ImageProblem, limits: &DeviceLimits, c: &ImageConfig) -> Image
         tile: c.tile,
         boxes: c.boxes,
         patch: c.patch,
+        e4m3: p.e4m3,
         patches,
         column_tiles,
         segments,

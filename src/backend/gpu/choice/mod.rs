@@ -9,6 +9,7 @@
 //! such a product (tile, boxes, split or whole, slots) leaves the order of sums alone, so it may follow the batch, and
 //! [`tuning`] may override it. Weight gradients are sums over the batch and may follow it, but not the device.
 
+pub mod cell;
 pub mod cost;
 pub mod image;
 pub mod mma;
@@ -18,6 +19,7 @@ pub mod product;
 pub mod shape;
 pub mod tuning;
 
+pub use cell::Cell;
 pub use cost::{Limit, Prediction};
 pub use image::{Boxes, ImageChoice, ImageConfig, ImageProblem, ImageTile, Pass, Segments, choose_image, takes_image};
 pub use patch::Patch;

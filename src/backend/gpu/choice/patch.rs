@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::cell::Cell;
+
 /// A box of output pixels: `row = (image * h + y) * w + x`. Rows of a tile beyond the patch are computed and not stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Patch {
@@ -31,11 +33,22 @@ impl Patch {
     }
 
     /// The patch of at most `rows` pixels that covers the images with the fewest patches. Of equals the one with fewer
-    /// halo pixels, then longer image rows, then more
-    /// of them.
-    pub fn best(rows: usize, images: usize, (h, w): (usize, usize), extent: (usize, usize)) -> Self {
-        let widths = 1..=w.clamp(1, rows);
-        let shapes = widths.flat_map(|x| (1..=h.clamp(1, rows / x)).map(move |y| (x, y)));
+    /// halo pixels, then longer image rows, then more of them.
+    pub fn best(rows: usize, images: usize, size: (usize, usize), extent: (usize, usize)) -> Self {
+        Self::best_of_cells(rows, images, size, extent, Cell { w: 1, h: 1 })
+    }
+
+    /// As [`Patch::best`], of the patches that are made of whole cells: one pixel by one if no cell fits the rows.
+    pub fn best_of_cells(
+        rows: usize,
+        images: usize,
+        (h, w): (usize, usize),
+        extent: (usize, usize),
+        cell: Cell,
+    ) -> Self {
+        let widths = (cell.w..=w.clamp(1, rows)).step_by(cell.w);
+        let heights = |x: usize| (cell.h..=h.clamp(1, (rows / x).max(1))).step_by(cell.h);
+        let shapes = widths.flat_map(|x| heights(x).map(move |y| (x, y))).filter(|(x, y)| x * y <= rows);
         let patches = shapes.map(|(x, y)| Self { w: x, h: y, n: (rows / (x * y)).min(images.max(1)) });
         let key = |p: &Self| {
             let (x, y, n) = p.counts(images, (h, w));

@@ -124,9 +124,10 @@ impl Tuning {
         self.len() == 0
     }
 
-    /// What it says about an image product, with or without a residual, and its name.
+    /// What it says about an image product, with or without a residual and moments, and its name.
     pub fn image(&self, p: &ImageProblem) -> Option<(&str, ImageConfig)> {
-        let config = if p.residual { self.image.get(&p.clone().with_residual(false)) } else { self.image.get(p) };
+        let plain = ImageProblem { residual: false, cell: None, ..p.clone() };
+        let config = self.image.get(&plain);
         config.map(|c| (self.name.as_str(), *c))
     }
 

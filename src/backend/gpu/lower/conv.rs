@@ -3,7 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::Lowering;
-use super::hopper::image;
+use super::hopper::image::{self, QuantisedFilter};
 use super::hopper::wgrad::{self, Sums, Wgrad};
 use crate::backend::gpu::choice::Pass;
 use crate::backend::gpu::choice::mma::{Choice, ImageProduct, PixelProduct, choose, choose_wgrad};
@@ -110,7 +110,7 @@ pub(super) struct Images {
 
 impl Images {
     /// A four-dimensional value as it is.
-    fn of(shape: Shape) -> Self {
+    pub(super) fn of(shape: Shape) -> Self {
         let (height, width) = shape.height_width();
         Self { count: shape.batch(), height, width, channels: shape.channels() }
     }
@@ -166,7 +166,11 @@ pub(super) fn lower(ctx: &mut Lowering, node: &Node) -> Result<(), BackendError>
     match &node.op {
         Op::Conv2d(geometry, epilogue) => {
             let fused = Fused::forward(ctx, epilogue, node);
-            fprop(ctx, geometry, first, Images::of(ctx.shape(node.outputs[0])), fused, node)
+            let y = Images::of(ctx.shape(node.outputs[0]));
+            match ctx.e4m3_scale(node.inputs[0]) {
+                Some(scale) => fprop_e4m3(ctx, geometry, first, y, scale, fused, node),
+                None => fprop(ctx, geometry, first, y, fused, node),
+            }
         }
         Op::ConvDgrad { geometry, .. } => {
             let fused = Fused::backward(ctx, node);
@@ -197,6 +201,44 @@ pub(super) fn fprop(
         narrow: true,
     };
     launch(ctx, Pass::Fprop, geometry, x, y, fused, node, &product)
+}
+
+/// `struct QuantiseFilterArgs` of `kernels/conv/quantise_filter.cu`.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct QuantiseFilterArgs {
+    w: DevicePtr,
+    q: DevicePtr,
+    column_scale: DevicePtr,
+    depth: u32,
+    source_scale: f32,
+}
+
+/// As [`fprop`], where x is e4m3 and stands for `scale` times as much; the filter is quantised once for new weights.
+fn fprop_e4m3(
+    ctx: &mut Lowering,
+    geometry: &ConvGeometry,
+    x: Images,
+    y: Images,
+    scale: f32,
+    fused: Fused,
+    node: &Node,
+) -> Result<(), BackendError> {
+    check_pixels(node, &[x, y])?;
+    debug_assert!(ctx.is_fixed(node.inputs[1]), "the filter is quantised once for many runs");
+    let depth = geometry.kernel.0 * geometry.kernel.1 * x.channels;
+    let filter = QuantisedFilter { at: ctx.derived(y.channels * depth), scale: ctx.derived(4 * y.channels) };
+    let args = QuantiseFilterArgs {
+        w: ctx.param_f32(node.inputs[1]),
+        q: filter.at,
+        column_scale: filter.scale,
+        depth: depth as u32,
+        source_scale: scale,
+    };
+    ctx.prepare("conv_quantise_filter_e4m3", [blocks(y.channels)?, 1, 1], FINISH_BLOCK, 0, &args);
+    let product = image::ImageProduct::new(Pass::Fprop, geometry, x, ctx.sources(node.inputs[0]), y).quantised();
+    let product = product.with_moments(ctx.stored_moments(node.outputs[0]));
+    image::launch_e4m3(ctx, &product, filter, fused, node)
 }
 
 /// `dx = dy * transpose(w) + residual`; the node's operands are dy and w.
@@ -240,9 +282,14 @@ fn launch(
     product: &ImageProduct,
 ) -> Result<(), BackendError> {
     check_pixels(node, &[source, out])?;
-    let on_hopper = image::ImageProduct::new(pass, geometry, source, ctx.ptr(node.inputs[0]), out);
-    if image::launch(ctx, &on_hopper, fused, node)? {
+    let (x, y) = (node.inputs[0], node.outputs[0]);
+    let on_hopper =
+        image::ImageProduct::new(pass, geometry, source, ctx.sources(x), out).upsampled(ctx.is_upsampled(x));
+    if image::launch(ctx, &on_hopper.with_moments(ctx.stored_moments(y)), fused, node)? {
         return Ok(());
+    }
+    if ctx.plan().replaced().contains(x) {
+        return Err(refuse(format!("{} at {} has lost its operand to a fusion", node.op.name(), node.scope)));
     }
     let choice = choose(product);
     let epilogue = EpilogueArgs {

@@ -1,4 +1,4 @@
-//! Operations that map elements one by one.
+//! Operations that map elements one by one, and the largest magnitude of all.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -22,6 +22,10 @@ struct MapArgs {
 }
 
 pub(super) fn lower(ctx: &mut Lowering, node: &Node) -> Result<(), BackendError> {
+    if matches!(node.op, Op::AbsMax) {
+        abs_max(ctx, node);
+        return Ok(());
+    }
     let (name, mul, add) = match node.op {
         Op::Silu => ("silu", 1.0, 0.0),
         Op::SiluGrad => ("silu_grad", 1.0, 0.0),
@@ -52,11 +56,42 @@ pub(super) fn to_act(ctx: &mut Lowering, v: ValueId) -> DevicePtr {
     y
 }
 
-/// One 16-byte result a thread, and no more blocks than keep the device busy: the kernels stride over the rest.
-fn launch(ctx: &mut Lowering, name: &str, args: &MapArgs) {
+/// `struct AbsMaxArgs` of `kernels/elementwise/abs_max.cu`.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct AbsMaxArgs {
+    x: DevicePtr,
+    y: DevicePtr,
+    partials: DevicePtr,
+    count: u64,
+    blocks: u32,
+    padding: u32,
+}
+
+fn abs_max(ctx: &mut Lowering, node: &Node) {
+    let count = ctx.shape(node.inputs[0]).numel();
+    let blocks = blocks(ctx, count);
+    let args = AbsMaxArgs {
+        x: ctx.ptr(node.inputs[0]),
+        y: ctx.ptr(node.outputs[0]),
+        partials: ctx.scratch(4 * blocks as usize),
+        count: count as u64,
+        blocks,
+        padding: 0,
+    };
+    let kernel = format!("abs_max_{}", ctx.dtype());
+    ctx.launch(&kernel, [blocks, 1, 1], BLOCK, 0, &args);
+    ctx.launch("abs_max_finish_f32", [1, 1, 1], BLOCK, 0, &args);
+}
+
+/// One 16-byte vector a thread, and no more blocks than keep the device busy: the kernels stride over the rest.
+fn blocks(ctx: &Lowering, count: usize) -> u32 {
     let vector = 16 / ctx.act_bytes();
-    let blocks = (args.count as usize).div_ceil(vector * BLOCK as usize);
     let busy = 16 * ctx.limits().multiprocessors as usize;
+    count.div_ceil(vector * BLOCK as usize).clamp(1, busy) as u32
+}
+
+fn launch(ctx: &mut Lowering, name: &str, args: &MapArgs) {
     let kernel = format!("{name}_{}", ctx.dtype());
-    ctx.launch(&kernel, [blocks.clamp(1, busy) as u32, 1, 1], BLOCK, 0, args);
+    ctx.launch(&kernel, [blocks(ctx, args.count as usize), 1, 1], BLOCK, 0, args);
 }

@@ -6,7 +6,7 @@ use crate::backend::BackendError;
 use crate::graph::{ConvGeometry, Node, Op};
 
 /// A filter of one tap.
-const POINTWISE: ConvGeometry = ConvGeometry { kernel: (1, 1), stride: 1, padding: (0, 0, 0, 0) };
+pub(super) const POINTWISE: ConvGeometry = ConvGeometry { kernel: (1, 1), stride: 1, padding: (0, 0, 0, 0) };
 
 /// Lowers the operations on `[.., I]` and `[.., O]` values.
 pub(super) fn lower(ctx: &mut Lowering, node: &Node) -> Result<(), BackendError> {

@@ -6,6 +6,7 @@ mod diffusion;
 mod elementwise;
 mod embedding;
 mod fast_divide;
+mod fusions;
 mod hopper;
 mod image;
 mod linear;
@@ -15,12 +16,19 @@ mod sampling;
 
 use bytemuck::Pod;
 
+pub use fusions::Fusions;
+pub(super) use fusions::Roles;
+use fusions::Stored;
+
 use super::backend_error;
 use super::driver::{DeviceLimits, DevicePtr, Driver, TensorMap, TensorMapSpec};
+use super::fp8::Quantised;
 use super::launch::{Args, Config};
+use super::plan_memory::optimises;
 use crate::backend::{BackendError, Precision, Store};
 use crate::graph::plan::ALIGN;
-use crate::graph::{DType, Graph, Node, Op, Plan, Region, Shape, Source, ValueId};
+use crate::graph::{DType, Graph, Node, Op, Plan, Region, Shape, Source as Origin, ValueId};
+use hopper::image::Source;
 
 /// Where the memory of a plan lies.
 #[derive(Clone, Copy, Debug)]
@@ -41,6 +49,10 @@ pub(super) struct Addresses {
     pub constants: DevicePtr,
     /// Tickets of kernels whose blocks meet, zero between launches.
     pub counters: DevicePtr,
+    /// What prepared launches make of the parameters.
+    pub derived: DevicePtr,
+    /// Moments that products store for norms.
+    pub moments: DevicePtr,
 }
 
 impl Addresses {
@@ -56,6 +68,8 @@ impl Addresses {
             scratch: at,
             constants: at,
             counters: at,
+            derived: at,
+            moments: at,
         }
     }
 }
@@ -76,10 +90,16 @@ pub(super) struct Planned {
 pub(super) struct Lowered {
     /// In the order of execution.
     pub launches: Vec<Planned>,
+    /// Launches that run once after parameters were written, before the next run.
+    pub prepared: Vec<Planned>,
     /// Bytes of workspace that the neediest node takes.
     pub scratch_bytes: usize,
     /// Bytes of tickets of all nodes.
     pub counter_bytes: usize,
+    /// Bytes of everything that prepared launches make.
+    pub derived_bytes: usize,
+    /// Bytes of the moments that products store for norms.
+    pub moment_bytes: usize,
     /// Content of the constants.
     pub constants: Vec<u8>,
 }
@@ -88,26 +108,43 @@ pub(super) struct Lowered {
 ///
 /// # Errors
 /// [`BackendError::Device`] for an operation that has no kernel.
-pub(super) fn measure(plan: &Plan, limits: &DeviceLimits) -> Result<Lowered, BackendError> {
-    lower_on(plan, limits, Addresses::provisional(), None)
+pub(super) fn measure(
+    plan: &Plan,
+    roles: &Roles,
+    limits: &DeviceLimits,
+    fp8: &Quantised,
+) -> Result<Lowered, BackendError> {
+    lower_on(plan, roles, limits, fp8, Addresses::provisional(), None)
 }
 
 /// Turns every node of the plan into launches.
 ///
 /// # Errors
 /// [`BackendError::Device`] for an operation that has no kernel, or a tensor map that the device refuses.
-pub(super) fn lower(plan: &Plan, driver: &dyn Driver, addresses: Addresses) -> Result<Lowered, BackendError> {
-    lower_on(plan, driver.limits(), addresses, Some(driver))
+pub(super) fn lower(
+    plan: &Plan,
+    roles: &Roles,
+    driver: &dyn Driver,
+    fp8: &Quantised,
+    addresses: Addresses,
+) -> Result<Lowered, BackendError> {
+    lower_on(plan, roles, driver.limits(), fp8, addresses, Some(driver))
 }
 
 fn lower_on(
     plan: &Plan,
+    roles: &Roles,
     limits: &DeviceLimits,
+    fp8: &Quantised,
     addresses: Addresses,
     encoder: Option<&dyn Driver>,
 ) -> Result<Lowered, BackendError> {
-    let mut ctx = Lowering { plan, limits, addresses, encoder, scratch_used: 0, lowered: Lowered::default() };
+    let lowered = Lowered { moment_bytes: roles.moment_bytes(), ..Lowered::default() };
+    let mut ctx = Lowering { plan, roles, limits, fp8, addresses, encoder, scratch_used: 0, lowered };
     for node in plan.graph().nodes() {
+        if roles.makes_nothing(node) {
+            continue;
+        }
         ctx.scratch_used = 0;
         dispatch(&mut ctx, node)?;
     }
@@ -117,7 +154,7 @@ fn lower_on(
 fn dispatch(ctx: &mut Lowering, node: &Node) -> Result<(), BackendError> {
     match &node.op {
         Op::Attention { .. } | Op::AttentionGrad { .. } => attention::lower(ctx, node),
-        Op::Silu | Op::SiluGrad | Op::Add | Op::Affine { .. } | Op::ToAct | Op::RepeatBatch => {
+        Op::Silu | Op::SiluGrad | Op::Add | Op::Affine { .. } | Op::ToAct | Op::RepeatBatch | Op::AbsMax => {
             elementwise::lower(ctx, node)
         }
         Op::AddPerImage
@@ -148,10 +185,16 @@ fn missing(op: &Op) -> BackendError {
     BackendError::Device { device: "gpu".into(), reason: format!("the operation {} has no kernel", op.name()) }
 }
 
+fn planned<A: Pod>(kernel: &str, grid: [u32; 3], block: u32, shared: u32, args: &A) -> Planned {
+    Planned { kernel: kernel.to_string(), config: Config { grid, block, cluster: 1, shared }, args: Args::new(args) }
+}
+
 /// What the launchers see of a plan, and where they put their launches.
 pub(super) struct Lowering<'a> {
     plan: &'a Plan,
+    roles: &'a Roles,
     limits: &'a DeviceLimits,
+    fp8: &'a Quantised,
     addresses: Addresses,
     /// Encodes tensor maps; none while measuring.
     encoder: Option<&'a dyn Driver>,
@@ -190,6 +233,11 @@ impl Lowering<'_> {
         self.limits
     }
 
+    /// The scale of a value that is stored as e4m3, `scale` times less; none for all others.
+    pub fn e4m3_scale(&self, v: ValueId) -> Option<f32> {
+        self.fp8.get(&v).copied()
+    }
+
     /// Address of a value; null if fusion removed it.
     pub fn ptr(&self, v: ValueId) -> DevicePtr {
         let Some(place) = self.plan.place(v) else { return DevicePtr::NULL };
@@ -200,6 +248,28 @@ impl Lowering<'_> {
             Region::Arena => self.addresses.arena,
         };
         base.offset(place.offset)
+    }
+
+    /// What a reader of `v` reads: the value, or those that fusion put in its place.
+    pub fn sources(&self, v: ValueId) -> Vec<Source> {
+        let source = |v: ValueId| Source { at: self.ptr(v), channels: self.shape(v).channels() };
+        self.plan.replaced().resolve(v).into_iter().map(source).collect()
+    }
+
+    /// Whether a reader of `v` doubles the size of what it reads.
+    pub fn is_upsampled(&self, v: ValueId) -> bool {
+        self.roles.is_upsampled(v)
+    }
+
+    /// The moments that the norm that makes `y` reads, of each of its sources, and where they lie.
+    pub fn read_moments(&self, y: ValueId) -> Option<Vec<(DevicePtr, Stored)>> {
+        let stored = self.roles.moments_of(y)?;
+        Some(stored.into_iter().map(|m| (self.addresses.moments.offset(m.offset), m)).collect())
+    }
+
+    /// Where the product that makes `v` stores moments of it; null if nobody asks for them.
+    pub fn stored_moments(&self, v: ValueId) -> DevicePtr {
+        self.roles.stored(v).map_or(DevicePtr::NULL, |m| self.addresses.moments.offset(m.offset))
     }
 
     /// Address of operand or result `index`; null where there is none.
@@ -221,7 +291,7 @@ impl Lowering<'_> {
         if self.precision() == Precision::F32 || value.dtype == DType::Act {
             return self.ptr(v);
         }
-        if let (Source::Param(_), Some(place)) = (&value.source, self.plan.place(v)) {
+        if let (Origin::Param(_), Some(place)) = (&value.source, self.plan.place(v)) {
             return self.addresses.mirror.offset(place.offset / 2);
         }
         elementwise::to_act(self, v)
@@ -285,11 +355,29 @@ impl Lowering<'_> {
         self.plan
     }
 
+    /// Whether `v` is a parameter that no run changes: what [`Lowering::prepare`] may read.
+    pub fn is_fixed(&self, v: ValueId) -> bool {
+        matches!(self.graph().value(v).source, Origin::Param(_)) && !optimises(self.graph())
+    }
+
+    /// Memory for weights that prepared launches derive from [fixed](Lowering::is_fixed) parameters: kept from run to run.
+    pub fn derived(&mut self, bytes: usize) -> DevicePtr {
+        let at = self.addresses.derived.offset(self.lowered.derived_bytes);
+        self.lowered.derived_bytes += bytes.next_multiple_of(ALIGN);
+        at
+    }
+
+    /// Appends a launch that runs once after parameters were written, before the next run. It may read
+    /// [fixed](Lowering::is_fixed) parameters, constants and what earlier prepared launches wrote, and writes
+    /// [derived](Lowering::derived) memory only.
+    pub fn prepare<A: Pod>(&mut self, kernel: &str, grid: [u32; 3], block: u32, shared: u32, args: &A) {
+        debug_assert!(!optimises(self.graph()), "{kernel}: a training plan changes its parameters in every run");
+        self.lowered.prepared.push(planned(kernel, grid, block, shared, args));
+    }
+
     /// Appends a launch.
     pub fn launch<A: Pod>(&mut self, kernel: &str, grid: [u32; 3], block: u32, shared: u32, args: &A) {
-        let config = Config { grid, block, cluster: 1, shared };
-        let planned = Planned { kernel: kernel.to_string(), config, args: Args::new(args) };
-        self.lowered.launches.push(planned);
+        self.lowered.launches.push(planned(kernel, grid, block, shared, args));
     }
 }
 
@@ -309,15 +397,15 @@ mod tests {
         }
     }
 
-    fn measuring<'a>(plan: &'a Plan, limits: &'a DeviceLimits) -> Lowering<'a> {
+    fn measuring<'a>(plan: &'a Plan, (roles, fp8): &'a (Roles, Quantised), limits: &'a DeviceLimits) -> Lowering<'a> {
         let addresses = Addresses::provisional();
-        Lowering { plan, limits, addresses, encoder: None, scratch_used: 0, lowered: Lowered::default() }
+        Lowering { plan, roles, limits, fp8, addresses, encoder: None, scratch_used: 0, lowered: Lowered::default() }
     }
 
     #[test]
     fn tickets_belong_to_one_node() {
-        let (plan, limits) = (Plan::new(Graph::new()), limits());
-        let mut ctx = measuring(&plan, &limits);
+        let (plan, fused, limits) = (Plan::new(Graph::new()), Default::default(), limits());
+        let mut ctx = measuring(&plan, &fused, &limits);
         let (a, b) = (ctx.counters(3), ctx.counters(100));
         assert!(b.0 >= a.0 + 3 * 4 && b.0.is_multiple_of(4));
         assert!(ctx.lowered.counter_bytes as u64 >= b.0 - a.0 + 400);
@@ -328,8 +416,8 @@ mod tests {
 
     #[test]
     fn measuring_checks_tensor_maps_and_encodes_none() {
-        let (plan, limits) = (Plan::new(Graph::new()), limits());
-        let ctx = measuring(&plan, &limits);
+        let (plan, fused, limits) = (Plan::new(Graph::new()), Default::default(), limits());
+        let ctx = measuring(&plan, &fused, &limits);
         let spec = TensorMapSpec {
             base: ctx.addresses.arena,
             element_bytes: 2,

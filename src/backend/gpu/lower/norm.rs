@@ -4,6 +4,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::Lowering;
+use super::fusions::Stored;
 use crate::backend::BackendError;
 use crate::backend::gpu::driver::DevicePtr;
 use crate::graph::{GroupNorm, Node, Op, Shape};
@@ -153,6 +154,8 @@ struct NormArgs {
     eps: f32,
     images: u32,
     width: u32,
+    inverse_scale: f32,
+    padding: u32,
 }
 
 /// `struct NormGradArgs` of `kernels/norm/group_norm_grad.cu`.
@@ -344,17 +347,43 @@ pub(super) fn lower(ctx: &mut Lowering, node: &Node) -> Result<(), BackendError>
     Ok(())
 }
 
+/// Whether a norm of images of `pixels` pixels takes its statistics from moments of its sources, each its channels and the
+/// parts of an image; else it is as fast without.
+pub(super) fn reads_moments(pixels: usize, sources: &[(usize, Stored)], groups: usize, element: usize) -> bool {
+    let sources: Vec<Source> = sources
+        .iter()
+        .map(|&(channels, stored)| source(DevicePtr::NULL, channels, Some((DevicePtr::NULL, stored))))
+        .collect();
+    let input = Input { images: 1, size: (1, pixels), first: sources[0], second: sources.get(1).copied() };
+    matches!(Cut::of_input(&input, groups, element).1, Way::Given | Way::Combined)
+}
+
+/// Parts of a product's moments have as many pixels each, and it does not matter which: to the kernels an image is a column
+/// of pixels.
+fn source(x: DevicePtr, channels: usize, moments: Option<(DevicePtr, Stored)>) -> Source {
+    let moments = moments.map(|(at, stored)| PartialMoments { at, patch: (1, stored.pixels) });
+    Source { x, channels, moments }
+}
+
 fn forward(ctx: &mut Lowering, node: &Node, norm: &GroupNorm) {
     let shape = ctx.shape(node.inputs[0]);
-    let first = Source { x: ctx.ptr(node.inputs[0]), channels: shape.channels(), moments: None };
-    // Only patches ask where a row of pixels ends.
-    let input = Input { images: shape.batch(), size: (shape.pixels(), 1), first, second: None };
+    let moments = ctx.read_moments(node.outputs[0]);
+    let sources: Vec<Source> = ctx
+        .sources(node.inputs[0])
+        .iter()
+        .enumerate()
+        .map(|(i, part)| source(part.at, part.channels, moments.as_ref().map(|m| m[i])))
+        .collect();
+    let second = sources.get(1).copied();
+    let input = Input { images: shape.batch(), size: (1, shape.pixels()), first: sources[0], second };
     forward_of(ctx, node, norm, &input);
 }
 
 /// The forward pass of a node on an input that need not be its first operand.
 pub(super) fn forward_of(ctx: &mut Lowering, node: &Node, norm: &GroupNorm, input: &Input) {
     let dtype = ctx.dtype();
+    let e4m3 = ctx.e4m3_scale(node.outputs[0]);
+    let stored = if e4m3.is_some() { "e4m3" } else { dtype };
     let (cut, way) = Cut::of_input(input, norm.groups, ctx.act_bytes());
     let images = input.images;
     let partials = match way {
@@ -386,6 +415,8 @@ pub(super) fn forward_of(ctx: &mut Lowering, node: &Node, norm: &GroupNorm, inpu
         eps: norm.eps as f32,
         images: images as u32,
         width: input.size.0 as u32,
+        inverse_scale: e4m3.map_or(1.0, |scale| 1.0 / scale),
+        padding: 0,
     };
     let (grid, block) = (cut.grid(images), cut.block() as u32);
     let (whole, all_groups) = (BLOCK as u32, warps(images * norm.groups));
@@ -393,17 +424,17 @@ pub(super) fn forward_of(ctx: &mut Lowering, node: &Node, norm: &GroupNorm, inpu
     match way {
         Way::Fused => {
             let shared = statistics_bytes + cut.runs_bytes() + cut.slab(1);
-            ctx.launch(&cut.kernel("norm_fused", dtype), grid, block, shared as u32, &args);
+            ctx.launch(&cut.kernel("norm_fused", stored), grid, block, shared as u32, &args);
         }
-        Way::Given => ctx.launch(&cut.kernel("norm_given", dtype), grid, block, statistics_bytes as u32, &args),
+        Way::Given => ctx.launch(&cut.kernel("norm_given", stored), grid, block, statistics_bytes as u32, &args),
         Way::Split => {
             ctx.launch(&cut.kernel("norm_moments", dtype), grid, block, cut.runs_bytes() as u32, &args);
             ctx.launch("norm_finish_f32", all_groups, whole, 0, &args);
-            ctx.launch(&cut.kernel("norm_apply", dtype), grid, block, 0, &args);
+            ctx.launch(&cut.kernel("norm_apply", stored), grid, block, 0, &args);
         }
         Way::Combined => {
             ctx.launch("norm_combine_f32", all_groups, whole, 0, &args);
-            ctx.launch(&cut.kernel("norm_apply", dtype), grid, block, 0, &args);
+            ctx.launch(&cut.kernel("norm_apply", stored), grid, block, 0, &args);
         }
     }
 }

@@ -102,6 +102,24 @@ fn forward(geometry: &ConvGeometry, source: (usize, usize), out: (usize, usize))
     Views { sources, phases: vec![Phase { out: View::new((0, 0), 1, out), taps }] }
 }
 
+/// The views of a 3x3 convolution of images that are first doubled in size, from images of `source` pixels: a phase for each
+/// parity of the output, with 2x2 taps on the small image. The filter has 16 taps, those of phase 0 first: see
+/// `kernels/conv/sum_taps.cu`.
+pub(super) fn upsampled(source: (usize, usize)) -> Views {
+    let phase = |number: usize| {
+        let (a, b) = (number / 2, number % 2);
+        let tap = |i: usize, j: usize| Tap {
+            view: 0,
+            y: (i + a) as isize - 1,
+            x: (j + b) as isize - 1,
+            filter: number * 4 + i * 2 + j,
+        };
+        let taps = (0..2).flat_map(|i| (0..2).map(move |j| tap(i, j))).collect();
+        Phase { out: View::new((a, b), 2, (2 * source.0, 2 * source.1)), taps }
+    };
+    Views { sources: vec![View::new((0, 0), 1, source)], phases: (0..4).map(phase).collect() }
+}
+
 fn backward(geometry: &ConvGeometry, source: (usize, usize), out: (usize, usize)) -> Views {
     let ((kh, kw), stride, (top, left, ..)) = (geometry.kernel, geometry.stride, geometry.padding);
     // Row of dy under tap r, if the tap is one of the phase's.
@@ -188,6 +206,33 @@ mod tests {
                 let lengths: Vec<usize> = backward.phases.iter().map(|phase| phase.taps.len()).collect();
                 assert!(lengths.is_sorted_by(|a, b| a >= b), "{lengths:?}");
             }
+        }
+    }
+
+    /// Products of the convolution of the large image, each large pixel named by the small one that it copies.
+    #[test]
+    fn phases_of_an_upsampling_convolution_read_what_the_large_image_copies() {
+        // The taps of one axis that `sum_taps.cu` adds for (parity, index).
+        let summed = |parity: usize, index: usize| match (parity, index) {
+            (0, 0) => 0..1,
+            (0, 1) => 1..3,
+            (1, 0) => 0..2,
+            _ => 2..3,
+        };
+        for size in [(1, 1), (3, 2), (4, 5)] {
+            let large = (2 * size.0, 2 * size.1);
+            let mut expected = products(&GEOMETRIES[0], large, large);
+            expected.iter_mut().for_each(|[.., row, column]| (*row, *column) = (*row / 2, *column / 2));
+            expected.sort_unstable();
+            let mut actual = Vec::new();
+            for [y, x, filter, row, column] in products_of(&upsampled(size)) {
+                let (phase, tap) = (filter / 4, filter % 4);
+                for r in summed(phase / 2, tap / 2) {
+                    actual.extend(summed(phase % 2, tap % 2).map(|s| [y, x, 3 * r + s, row, column]));
+                }
+            }
+            actual.sort_unstable();
+            assert_eq!(actual, expected, "{size:?}");
         }
     }
 

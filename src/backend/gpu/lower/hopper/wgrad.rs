@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::image::image_view;
+use super::image::{Line, image_view};
 use super::views::{View, Views, views};
 use crate::backend::BackendError;
 use crate::backend::gpu::choice::pixel::{DEPTH, is_line};
@@ -185,7 +185,7 @@ pub(in crate::backend::gpu::lower) fn launch(
     let (patch, (kernel_h, kernel_w)) = (choice.patch, geometry.kernel);
     let map = |at, images: &Images, view: &View, copied: Patch| {
         let (count, size) = (images.count, (images.height, images.width));
-        ctx.tensor_map(&image_view(at, images.channels, count, size, view, [copied.w, copied.h, copied.n]))
+        ctx.tensor_map(&image_view(at, Line::BF16, images.channels, count, size, view, [copied.w, copied.h, copied.n]))
     };
     let mut sources = [TensorMap([0; 16]); MOST_VIEWS];
     for (source, view) in sources.iter_mut().zip(&views.sources) {
@@ -239,7 +239,8 @@ mod tests {
     use super::*;
     use crate::backend::Precision;
     use crate::backend::gpu::driver::DeviceLimits;
-    use crate::backend::gpu::lower::{Planned, measure};
+    use crate::backend::gpu::fp8::Quantised;
+    use crate::backend::gpu::lower::{Planned, Roles, measure};
     use crate::graph::{DType, Graph, Op, Plan};
 
     const POINTWISE: ConvGeometry = ConvGeometry { kernel: (1, 1), stride: 1, padding: (0, 0, 0, 0) };
@@ -270,7 +271,7 @@ mod tests {
         let x = graph.input("x", [n, h, w, c].as_slice(), DType::Act);
         let outputs = graph.push(Op::ConvWgrad { geometry, bias: true }, &[dy, x]).unwrap();
         outputs.iter().for_each(|&v| graph.keep(v));
-        measure(&Plan::new(graph).relaid(precision), limits).unwrap().launches
+        measure(&Plan::new(graph).relaid(precision), &Roles::default(), limits, &Quantised::new()).unwrap().launches
     }
 
     fn args(launch: &Planned) -> HopperWgradArgs {

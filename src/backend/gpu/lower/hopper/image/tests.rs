@@ -88,11 +88,16 @@ impl Problem {
             images: self.images,
             out_size: self.out,
             columns: self.columns,
+            upsampled: false,
+            moments: DevicePtr::NULL,
+            e4m3: false,
         }
     }
 
-    fn candidates(&self, limits: &DeviceLimits) -> Vec<ImageChoice> {
-        let problem = self.product(&[DevicePtr::NULL; 2]).problem(Precision::Bf16, self.residual.is_some());
+    fn candidates(&self, limits: &DeviceLimits, moments: bool) -> Vec<ImageChoice> {
+        let moments = if moments { DevicePtr(256) } else { DevicePtr::NULL };
+        let product = self.product(&[DevicePtr::NULL; 2]).with_moments(moments);
+        let problem = product.problem(Precision::Bf16, self.residual.is_some());
         takes_image(&problem, limits).unwrap();
         candidates(&problem, limits)
     }
@@ -151,7 +156,8 @@ impl Problem {
             at
         };
         let elements = self.images * self.out.0 * self.out.1 * self.columns;
-        let parts = self.images * choice.patches.0 * choice.patches.1 * self.columns;
+        let cells = Cell::of(self.out).map_or(0, |cell| self.out.0 * self.out.1 / cell.pixels());
+        let parts = self.images * cells * self.columns;
         let sources: Vec<DevicePtr> = self.sources.iter().map(|s| upload(bytemuck::cast_slice(s))).collect();
         let (out, statistics) = (upload(&vec![0xff; 2 * elements]), upload(&vec![0xff; 8 * parts]));
         let tickets = upload(&vec![0; 4 * choice.tickets().max(1)]);
@@ -167,6 +173,7 @@ impl Problem {
             partial: upload(&vec![0xff; choice.partial_bytes().max(4)]),
             tickets,
             statistics: if with_statistics { statistics } else { DevicePtr::NULL },
+            column_scale: DevicePtr::NULL,
         };
         let product = self.product(&sources);
         let views = views(self.pass, &self.geometry, self.source, self.out).unwrap();
@@ -229,7 +236,7 @@ fn all_candidates_have_the_same_bits() {
     ];
     let sims = simulators();
     for (number, (problem, [taps, halo, split])) in problems.iter().enumerate() {
-        let choices = problem.candidates(&sims[0].1);
+        let choices = problem.candidates(&sims[0].1, false);
         assert_eq!(choices.iter().any(|c| c.boxes == Boxes::Taps), *taps, "problem {number}");
         assert_eq!(choices.iter().any(|c| c.boxes == Boxes::Halo), *halo, "problem {number}");
         assert_eq!(choices.iter().any(|c| c.split), *split, "problem {number}");
@@ -253,7 +260,7 @@ fn a_concatenation_is_read_from_its_parts() {
     let sims = simulators();
     for channels in [[64, 40], [72, 128], [40, 32]] {
         let problem = Problem::new(Pass::Fprop, SAME, 2, (9, 8), &channels, 72);
-        for (i, choice) in problem.candidates(&sims[0].1).iter().enumerate() {
+        for (i, choice) in problem.candidates(&sims[0].1, false).iter().enumerate() {
             let (out, _) = problem.run(&sims[i % 3].0, choice, false);
             problem.assert_close(&out, &format!("{channels:?}: {choice}"));
         }
@@ -269,29 +276,30 @@ fn a_concatenation_is_read_from_its_parts() {
     };
     let residual = parts.residual.clone();
     let whole = Problem { residual, ..whole };
-    let run = |p: &Problem| p.run(&sims[0].0, &p.candidates(&sims[0].1)[0], false).0;
+    let run = |p: &Problem| p.run(&sims[0].0, &p.candidates(&sims[0].1, false)[0], false).0;
     assert!(run(&parts) == run(&whole));
 }
 
 #[test]
-fn statistics_are_those_of_the_stored_values() {
+fn statistics_are_those_of_the_stored_values_and_the_same_in_every_variant() {
     let sims = simulators();
-    for (residual, size, columns) in [(true, (11, 9), 72), (false, (4, 4), 136)] {
+    for (residual, size, columns) in [(true, (16, 24), 72), (false, (4, 4), 136), (true, (9, 7), 40)] {
         let mut problem = Problem::new(Pass::Fprop, SAME, 3, size, &[32], columns);
         // A mean that is large against the deviation.
         problem.bias.iter_mut().for_each(|b| *b += 4096.0);
         problem.residual = problem.residual.filter(|_| residual);
-        let staged = problem.candidates(&sims[0].1).into_iter().filter(|c| c.tile.columns.is_multiple_of(SLAB));
-        for (i, choice) in staged.enumerate() {
-            let (out, statistics) = problem.run(&sims[i % 3].0, &choice, true);
-            let (patch, (h, w)) = (choice.patch, problem.out);
-            let (parts_x, parts) = (choice.patches.0, choice.patches.0 * choice.patches.1);
+        let cell = Cell::of(size).unwrap();
+        let ((h, w), parts_x) = (size, size.1 / cell.w);
+        let parts = parts_x * (h / cell.h);
+        let mut first: Option<Vec<[f32; 2]>> = None;
+        for (i, choice) in problem.candidates(&sims[0].1, true).iter().enumerate() {
+            let (out, statistics) = problem.run(&sims[i % 3].0, choice, true);
+            assert_eq!(statistics.len(), 3 * parts * columns);
             for (at, [mean, m2]) in statistics.iter().enumerate() {
                 let (k, part, n) = (at % columns, at / columns % parts, at / columns / parts);
-                let (y0, x0) = (part / parts_x * patch.h, part % parts_x * patch.w);
-                let rows = y0..(y0 + patch.h).min(h);
-                let values: Vec<f64> = rows
-                    .flat_map(|y| (x0..(x0 + patch.w).min(w)).map(move |x| ((n * h + y) * w + x) * columns + k))
+                let (y0, x0) = (part / parts_x * cell.h, part % parts_x * cell.w);
+                let values: Vec<f64> = (y0..y0 + cell.h)
+                    .flat_map(|y| (x0..x0 + cell.w).map(move |x| ((n * h + y) * w + x) * columns + k))
                     .map(|i| float(out[i]))
                     .collect();
                 let exact = values.iter().sum::<f64>() / values.len() as f64;
@@ -300,6 +308,9 @@ fn statistics_are_those_of_the_stored_values() {
                 let error = (f64::from(*m2) - deviations).abs();
                 assert!(error <= 1e-4 * deviations + 1e-2, "{choice}: M2 {m2}, not {deviations}");
             }
+            let bits = |s: &[[f32; 2]]| bytemuck::cast_slice::<_, u32>(s).to_vec();
+            let expected = first.get_or_insert_with(|| statistics.clone());
+            assert!(bits(expected) == bits(&statistics), "{choice} has other statistics");
         }
     }
 }
