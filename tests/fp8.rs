@@ -173,7 +173,7 @@ fn a_convolution_multiplies_what_was_quantised() {
         let (expected, limits) = block.quantised(largest);
         let mut first: Option<Vec<f64>> = None;
         for options in &variants {
-            let fp8 = gpu(options.clone()).with_fp8(scales(&[("conv", largest)])).unwrap();
+            let fp8 = gpu(*options).with_fp8(scales(&[("conv", largest)])).unwrap();
             let actual = block.run(&fp8, block.out);
             for (i, ((a, e), limit)) in actual.iter().zip(&expected).zip(&limits).enumerate() {
                 assert!((a - e).abs() <= *limit, "{:?}, element {i}: {a}, not {e} +- {limit}", block.shape);
