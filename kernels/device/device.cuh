@@ -7,6 +7,7 @@
 #include "device/async.cuh"
 #include "device/barrier.cuh"
 #include "device/columns.cuh"
+#include "device/exponential.cuh"
 #include "device/fast_divide.cuh"
 #include "device/mbarrier.cuh"
 #include "device/mma.cuh"

@@ -7,7 +7,7 @@ use warpdiff::backend::gpu::Gpu;
 use warpdiff::graph::Op;
 
 use crate::common::cases::uniform;
-use crate::common::gpu::{check, check_families, device};
+use crate::common::gpu::{check, check_before_hopper, check_families, check_hopper, device};
 use crate::common::{Case, Operand, results};
 
 const PRECISIONS: [Precision; 2] = [Precision::F32, Precision::Bf16];
@@ -77,10 +77,34 @@ fn saturated_softmax_matches_the_reference() {
     check(&case(1, 64, 1, (1, 65), 64.0), Precision::Bf16, true, 3);
 }
 
+/// Every class of the kernels of Hopper, padded and filled, with tokens that fill no tile, one tile and several; each block
+/// with one item and with several. The kernels for chips before it take the same heads there.
+#[test]
+fn heads_of_hopper_match_the_reference() {
+    let sizes = [
+        (2, 40, 3, (1, 1)),
+        (3, 64, 2, (5, 13)),
+        (1, 64, 1, (16, 17)),
+        (2, 72, 2, (1, 127)),
+        (1, 128, 3, (1, 129)),
+        (2, 136, 2, (8, 8)),
+        (1, 200, 2, (5, 13)),
+        (2, 256, 2, (1, 67)),
+        (1, 256, 3, (8, 16)),
+    ];
+    for (heads, width, images, size) in sizes {
+        for spread in [0.05, 1.0, 8.0] {
+            let case = case(heads, width, images, size, spread);
+            check_hopper(&case, 3);
+            check_before_hopper(&case, Precision::Bf16, 3);
+        }
+    }
+}
+
 /// The first image alone and among others, whose number changes the launch.
 #[test]
 fn an_image_does_not_depend_on_its_batch() {
-    for (heads, width, images, size) in [(3, 8, 22, (5, 13)), (1, 64, 66, (1, 65)), (1, 260, 66, (3, 11))] {
+    for (heads, width, images, size) in [(3, 8, 22, (5, 13)), (1, 64, 132, (1, 65)), (1, 260, 66, (3, 11))] {
         let many = case(heads, width, images, size, 2.0);
         let one = case(heads, width, 1, size, 2.0);
         for precision in PRECISIONS {

@@ -2,6 +2,10 @@
 //!
 //! A row's arithmetic depends on its own image, the head size and the number of tokens, never on how many rows share a
 //! block. So the number of warps of a bf16 block may follow the batch and the device, and results stay the same bits.
+//!
+//! On Hopper, heads that its kernels take go to [`hopper`]; which ones is a function of the head and the device alone.
+
+mod hopper;
 
 use bytemuck::{Pod, Zeroable};
 
@@ -154,10 +158,14 @@ fn launch<A: Pod>(ctx: &mut Lowering, kernel: &str, geometry: &Geometry, args: &
 
 fn forward(ctx: &mut Lowering, node: &Node, heads: usize) -> Result<(), BackendError> {
     let problem = problem(ctx, node.inputs[0], heads);
+    let (qkv, out, lse) = (ctx.ptr(node.inputs[0]), ctx.ptr(node.outputs[0]), ctx.ptr(node.outputs[1]));
+    if let Ok(class) = hopper::takes(&problem, ctx.precision(), ctx.limits()) {
+        return hopper::forward(ctx, &problem, class, (qkv, out, lse));
+    }
     let args = AttentionArgs {
-        qkv: ctx.ptr(node.inputs[0]),
-        out: ctx.ptr(node.outputs[0]),
-        lse: ctx.ptr(node.outputs[1]),
+        qkv,
+        out,
+        lse,
         tokens: problem.tokens,
         heads: problem.heads,
         head_size: problem.head_size,
