@@ -147,8 +147,12 @@ __device__ __forceinline__ void store_rows(const float (&sums)[D / 2], const flo
         }
         unsigned char* const buffer = buffers + slab % BUFFERS * BOX_BYTES;
         if (leader) {
-            // The stores that may still be under way read the other buffers.
-            tma_store_wait_read<BUFFERS - 1>();
+            // Stores of earlier calls may read any buffer, the latest of this one read the other buffers.
+            if (slab == 0) {
+                tma_store_wait_read<0>();
+            } else {
+                tma_store_wait_read<BUFFERS - 1>();
+            }
         }
         consumer_sync(consumer);
 #pragma unroll

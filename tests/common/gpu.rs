@@ -76,14 +76,28 @@ pub fn check_before_hopper(case: &Case, precision: Precision, seed: u64) {
     check_on(devices_with(before_hopper()), case, precision, false, seed);
 }
 
+/// [`check_before_hopper`] with the gradients.
+pub fn check_gradients_before_hopper(case: &Case, precision: Precision, seed: u64) {
+    check_on(devices_with(before_hopper()), case, precision, true, seed);
+}
+
 /// [`check`] of an operation alone with the kernels of Hopper: as they run there, and on few multiprocessors, so that each
 /// block has several work items, where wgmma operands begin only with the swizzle.
 pub fn check_hopper(case: &Case, seed: u64) {
+    check_on(hopper_devices(), case, Precision::Bf16, false, seed);
+}
+
+/// [`check_hopper`] with the gradients.
+pub fn check_hopper_gradients(case: &Case, seed: u64) {
+    check_on(hopper_devices(), case, Precision::Bf16, true, seed);
+}
+
+fn hopper_devices() -> Vec<Arc<dyn Driver>> {
     let mut all = devices();
     if all[0].name() == "sim" {
         all.extend(devices_with(Options { shifted_operands: false, multiprocessors: 3, ..Options::default() }));
     }
-    check_on(all, case, Precision::Bf16, false, seed);
+    all
 }
 
 fn check_on(devices: Vec<Arc<dyn Driver>>, case: &Case, precision: Precision, gradients: bool, seed: u64) {

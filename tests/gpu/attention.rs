@@ -7,7 +7,7 @@ use warpdiff::backend::gpu::Gpu;
 use warpdiff::graph::Op;
 
 use crate::common::cases::uniform;
-use crate::common::gpu::{check, check_before_hopper, check_families, check_hopper, device};
+use crate::common::gpu::{check, check_families, check_gradients_before_hopper, check_hopper_gradients, device};
 use crate::common::{Case, Operand, results};
 
 const PRECISIONS: [Precision; 2] = [Precision::F32, Precision::Bf16];
@@ -95,8 +95,8 @@ fn heads_of_hopper_match_the_reference() {
     for (heads, width, images, size) in sizes {
         for spread in [0.05, 1.0, 8.0] {
             let case = case(heads, width, images, size, spread);
-            check_hopper(&case, 3);
-            check_before_hopper(&case, Precision::Bf16, 3);
+            check_hopper_gradients(&case, 3);
+            check_gradients_before_hopper(&case, Precision::Bf16, 3);
         }
     }
 }

@@ -185,12 +185,22 @@ fn forward(ctx: &mut Lowering, node: &Node, heads: usize) -> Result<(), BackendE
 fn gradient(ctx: &mut Lowering, node: &Node, heads: usize) -> Result<(), BackendError> {
     let problem = problem(ctx, node.inputs[1], heads);
     let rows = (problem.images * problem.heads) as usize * problem.tokens as usize;
-    let args = AttentionGradArgs {
+    let at = hopper::GradientPointers {
         dout: ctx.ptr(node.inputs[0]),
         qkv: ctx.ptr(node.inputs[1]),
         lse: ctx.ptr(node.inputs[3]),
         delta: ctx.scratch(rows * size_of::<f32>()),
         dqkv: ctx.ptr(node.outputs[0]),
+    };
+    if let Ok(class) = hopper::takes(&problem, ctx.precision(), ctx.limits()) {
+        return hopper::gradient(ctx, &problem, class, &at);
+    }
+    let args = AttentionGradArgs {
+        dout: at.dout,
+        qkv: at.qkv,
+        lse: at.lse,
+        delta: at.delta,
+        dqkv: at.dqkv,
         tokens: problem.tokens,
         heads: problem.heads,
         head_size: problem.head_size,

@@ -29,6 +29,24 @@ struct ForwardArgs {
     padding: [u32; 8],
 }
 
+/// `struct HopperAttentionGradArgs` of `kernels/attention/gradient_sm90.cuh`.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct GradientArgs {
+    qkv: TensorMap,
+    dout: TensorMap,
+    dqkv: TensorMap,
+    lse: DevicePtr,
+    delta: DevicePtr,
+    tokens: i32,
+    heads: i32,
+    head_size: i32,
+    row_blocks: i32,
+    items: i32,
+    scale: f32,
+    padding: [u32; 6],
+}
+
 /// Tokens of a step and slots of the ring in a kernel.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Ring {
@@ -52,6 +70,17 @@ fn forward_shared(class: u32) -> u32 {
     ring.slots * ring.rows * class * 2 + 2 * (tile + staging) + 8 * (4 + 2 * ring.slots)
 }
 
+/// Shared memory of a block for dQ: ring of three tiles of 64 tokens, Q and dO for two consumers, barriers.
+fn query_gradient_shared(class: u32) -> u32 {
+    (3 + 4) * BOX * class * 2 + 8 * (4 + 2 * 3)
+}
+
+/// Shared memory of a block for dK and dV: ring of four tiles of 64 tokens, K and V, a buffer of each result, weights in f32,
+/// barriers.
+fn key_gradient_shared(class: u32) -> u32 {
+    (4 + 2) * BOX * class * 2 + 2 * BOX * BOX * 2 + BOX * BOX * 4 + 8 * (6 + 2 * 4)
+}
+
 /// The class of the kernels that compute this attention, or why they do not. A function of a head alone.
 pub(super) fn takes(problem: &Problem, precision: Precision, limits: &DeviceLimits) -> Result<u32, &'static str> {
     if precision != Precision::Bf16 {
@@ -69,7 +98,8 @@ pub(super) fn takes(problem: &Problem, precision: Precision, limits: &DeviceLimi
     let class = CLASSES.into_iter().find(|&class| problem.head_size <= class);
     let class =
         class.ok_or("sums of 64 rows of more than 256 channels do not fit into the registers of a warpgroup")?;
-    if forward_shared(class) > limits.shared_bytes {
+    let shared = [forward_shared(class), query_gradient_shared(class), key_gradient_shared(class)];
+    if shared.iter().any(|&bytes| bytes > limits.shared_bytes) {
         return Err("a block needs more shared memory than the device has");
     }
     Ok(class)
@@ -133,6 +163,54 @@ pub(super) fn forward(
     let grid = [work.items.min(ctx.limits().multiprocessors), 1, 1];
     let threads = WARPGROUP * (1 + work.consumers);
     ctx.launch(&format!("attention_hopper_forward_d{class}_bf16"), grid, threads, forward_shared(class), &args);
+    Ok(())
+}
+
+/// What the gradient reads and writes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct GradientPointers {
+    pub dout: DevicePtr,
+    pub qkv: DevicePtr,
+    pub lse: DevicePtr,
+    /// Workspace: one f32 a row.
+    pub delta: DevicePtr,
+    pub dqkv: DevicePtr,
+}
+
+/// Launches delta and `dq`, then `dk` and `dv`.
+pub(super) fn gradient(
+    ctx: &mut Lowering,
+    problem: &Problem,
+    class: u32,
+    at: &GradientPointers,
+) -> Result<(), BackendError> {
+    let multiprocessors = ctx.limits().multiprocessors;
+    let work = divide(problem, ctx.limits());
+    let queries = GradientArgs {
+        qkv: ctx.tensor_map(&heads_view(at.qkv, problem, 3 * problem.heads))?,
+        dout: ctx.tensor_map(&heads_view(at.dout, problem, problem.heads))?,
+        dqkv: ctx.tensor_map(&heads_view(at.dqkv, problem, 3 * problem.heads))?,
+        lse: at.lse,
+        delta: at.delta,
+        tokens: problem.tokens as i32,
+        heads: problem.heads as i32,
+        head_size: problem.head_size as i32,
+        row_blocks: work.row_blocks as i32,
+        items: work.items as i32,
+        scale: problem.scale(),
+        padding: [0; 6],
+    };
+    let threads = WARPGROUP * (1 + work.consumers);
+    let shared = query_gradient_shared(class);
+    let grid = [work.items.min(multiprocessors), 1, 1];
+    ctx.launch(&format!("attention_hopper_dq_d{class}_bf16"), grid, threads, shared, &queries);
+
+    let row_blocks = problem.tokens.div_ceil(BOX);
+    let items = row_blocks * problem.heads * problem.images;
+    let keys = GradientArgs { row_blocks: row_blocks as i32, items: items as i32, ..queries };
+    let grid = [items.min(multiprocessors), 1, 1];
+    let shared = key_gradient_shared(class);
+    ctx.launch(&format!("attention_hopper_dkdv_d{class}_bf16"), grid, 3 * WARPGROUP, shared, &keys);
     Ok(())
 }
 
