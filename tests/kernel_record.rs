@@ -111,7 +111,9 @@ fn machine_code_touches_local_memory_only_where_it_may() {
 fn matrix_kernels_multiply_on_tensor_cores_in_their_loops() {
     let families = ["conv_fprop_", "conv_dgrad_", "conv_wgrad_", "attention_"];
     for family in families {
-        let matrix = kernels::record().iter().filter(|r| r.name.starts_with(family) && r.name.ends_with("_bf16"));
+        // Those of Hopper use the products of a warpgroup.
+        let by_warps = |r: &&KernelRecord| r.name.ends_with("_bf16") && !r.name.starts_with("attention_hopper_");
+        let matrix = kernels::record().iter().filter(|r| r.name.starts_with(family)).filter(by_warps);
         let mut count = 0;
         for r in matrix {
             let code = r.code.unwrap_or_else(|| panic!("no machine code of {}", r.name));
@@ -128,13 +130,18 @@ const REGISTERS_OF_384_THREADS: u32 = 168;
 
 #[test]
 #[cfg_attr(not(cuda_machine_code), ignore = "built without nvdisasm; run scripts/setup-cuda")]
-fn hopper_convolutions_multiply_by_warpgroups_and_load_by_tensor_maps() {
-    let files = kernels::images().iter().filter(|i| i.file.starts_with("conv/") && i.file.ends_with("_sm90.cu"));
-    for image in files {
-        let named = image.kernels.iter().any(|name| name.starts_with("conv_hopper_"));
-        assert!(named, "{} holds no kernel called conv_hopper_*: {:?}", image.file, image.kernels);
+fn hopper_kernels_multiply_by_warpgroups_and_load_by_tensor_maps() {
+    let families = [("conv/", "conv_hopper_"), ("attention/", "attention_hopper_")];
+    for (folder, family) in families {
+        let files = kernels::images().iter().filter(|i| i.file.starts_with(folder) && i.file.ends_with("_sm90.cu"));
+        for image in files {
+            let named = image.kernels.iter().any(|name| name.starts_with(family));
+            assert!(named, "{} holds no kernel called {family}*: {:?}", image.file, image.kernels);
+        }
+        assert!(on_hopper().any(|(r, _)| r.name.starts_with(family)), "no kernel is called {family}*");
     }
-    for (r, code) in on_hopper().filter(|(r, _)| r.name.starts_with("conv_hopper_")) {
+    let of_hopper = |r: &KernelRecord| families.iter().any(|(_, family)| r.name.starts_with(family));
+    for (r, code) in on_hopper().filter(|(r, _)| of_hopper(r)) {
         assert!(code.wgmma > 0 && code.wgmma_loops > 0, "no products of a warpgroup in a loop: {r:?}");
         assert!(code.tma_loads > 0, "no loads through tensor maps: {r:?}");
         assert_eq!(code.mma, 0, "products of a warp: {r:?}");

@@ -1,8 +1,9 @@
 // O = softmax(scale Q K^T) V and its log-sum-exp on Hopper, bf16 in and out, f32 sums.
 //
-// A work item is a head and 64 rows for each of the block's one or two consumer warpgroups; a block walks items
-// b, b + gridDim.x, ... Keys and values come in tiles of BN tokens through one ring. While P V of a tile is multiplied, a
-// warpgroup weighs the scores of the next. Weights never leave registers. A row's arithmetic depends on T, d and its own image alone: neither on the number of consumers nor on the grid.
+// A work item is a head and 64 rows for each of the block's one or two consumer warpgroups; a block walks items b, b +
+// gridDim.x, ... Keys and values come in tiles of BN tokens through one ring. While P V of a tile is multiplied, a
+// warpgroup weighs the scores of the next. Weights never leave registers. A row's arithmetic depends on T, d and its
+// own image alone: neither on the number of consumers nor on the grid.
 //
 // Warpgroup 0 loads: warp 0 keys and values, warp 1 queries, as soon as the last scores of an item are complete.
 // Shared memory: ring | 64 rows of Q a consumer | two buffers of 64 x 64 a consumer for the result | barriers.
@@ -186,13 +187,14 @@ template <int D, int BN, uint32_t SLOTS> class HopperAttention {
             }
         }
         if (first < args.tokens) {
-            store_rows<D, 2>(sums, factor, args.out, shared_memory + STAGING + consumer * STAGING_BYTES, consumer, args.head_size,
-                          item.head, first, item.image);
+            unsigned char* const buffers = shared_memory + STAGING + consumer * STAGING_BYTES;
+            store_rows<D, 2>(sums, factor, args.out, buffers, consumer, args.head_size, item.head, first, item.image);
         }
     }
 
     __device__ __forceinline__ explicit HopperAttention(const HopperAttentionArgs& args)
-        : args(args), consumers(int(blockDim.x) / WARPGROUP - 1), ring{shared_memory, barriers() + 4, SLOTS, SLOT_BYTES} {}
+        : args(args), consumers(int(blockDim.x) / WARPGROUP - 1),
+          ring{shared_memory, barriers() + 4, SLOTS, SLOT_BYTES} {}
 
     __device__ __forceinline__ void init() const {
         ring.init(uint32_t(consumers) * (WARPGROUP / 32));

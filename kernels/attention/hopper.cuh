@@ -1,8 +1,8 @@
 // What the attention kernels of Hopper share: operands as TMA brings them, scores of a warpgroup, weights in two parts.
 //
-// An operand of one head is read through a tensor map of rank 4, [N, T, heads, d], or [N, T, 3 heads, d] for qkv, in boxes
-// of 64 tokens by 64 channels. What lies beyond the last token or the head's last channel arrives as zeros, so that heads of
-// any multiple of 8 channels and any number of tokens use the same kernels. A tile of ROWS tokens lies as
+// An operand of one head is read through a tensor map of rank 4, [N, T, heads, d], or [N, T, 3 heads, d] for qkv, in
+// boxes of 64 tokens by 64 channels. What lies beyond the last token or the head's last channel arrives as zeros, so
+// that heads of any multiple of 8 channels and any number of tokens use the same kernels. A tile of ROWS tokens lies as
 // [channels / 64][ROWS][128 bytes] in the 128-byte swizzle: K-major for scores, MN-major for weighted sums.
 #pragma once
 
@@ -77,8 +77,8 @@ __device__ __forceinline__ void start_scores(float (&result)[COLUMNS / 2], uint3
     }
 }
 
-// Weights [64 x COLUMNS] as the left operand of a product, each the sum of two bf16. Rounded to one, it would add an error as
-// large as that of rounding the result.
+// Weights [64 x COLUMNS] as the left operand of a product, each the sum of two bf16. Rounded to one, it would add an
+// error as large as that of rounding the result.
 template <int COLUMNS> struct WeightParts {
     uint32_t high[COLUMNS / 16][4], low[COLUMNS / 16][4];
 
@@ -95,7 +95,8 @@ template <int COLUMNS> struct WeightParts {
     }
 };
 
-// Starts sums[64 x WIDTH] += weights[64 x ROWS] values[ROWS x WIDTH], values being WIDTH channels of a tile of ROWS tokens.
+// Starts sums[64 x WIDTH] += weights[64 x ROWS] values[ROWS x WIDTH], values being WIDTH channels of a tile of ROWS
+// tokens.
 template <int ROWS, int WIDTH>
 __device__ __forceinline__ void start_weighted_sum(float (&sums)[WIDTH / 2], const WeightParts<ROWS>& weights,
                                                    uint32_t values) {
@@ -125,8 +126,8 @@ __device__ __forceinline__ int lane_row() {
 }
 __device__ __forceinline__ int lane_column() { return int(threadIdx.x) % 4 * 2; }
 
-// The number of a thread's consumer warpgroup, which the compiler keeps in a uniform register: addresses that follow from it
-// take none of the thread's.
+// The number of a thread's consumer warpgroup, which the compiler keeps in a uniform register: addresses that follow
+// from it take none of the thread's.
 __device__ __forceinline__ int uniform_consumer() {
     return __shfl_sync(0xffffffffu, int(threadIdx.x) / WARPGROUP - 1, 0);
 }

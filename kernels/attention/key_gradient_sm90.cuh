@@ -2,9 +2,9 @@
 //
 // A work item is 64 keys of a head. Over tiles of 64 queries, warpgroup 1 computes S^T = K Q^T, P^T and dV, warpgroup 2
 // computes dP^T = V dO^T, takes P^T from the other through shared memory, each thread from the thread in its place, and
-// computes dS^T and dK: three products each, weights and dS in two parts from registers. The exponentials of one run under
-// the products of the other. delta comes from query_gradient_sm90.cuh, which runs before. The order of sums over queries
-// is ascending: a row's arithmetic depends on T, d and its own image alone.
+// computes dS^T and dK: three products each, weights and dS in two parts from registers. The exponentials of one run
+// under the products of the other. delta comes from query_gradient_sm90.cuh, which runs before. The order of sums over
+// queries is ascending: a row's arithmetic depends on T, d and its own image alone.
 //
 // Warpgroup 0 loads: warp 0 queries and dO, warp 1 K and V.
 // Shared memory: ring | K | V | one buffer of 64 x 64 for each result | P^T in f32 | barriers.

@@ -1,15 +1,15 @@
 // delta and dQ on Hopper: delta_i = sum_j P_ij dP_ij / sum_j P_ij, dQ = scale dS K.
 //
-// A work item is a head and 64 rows for each of the block's one or two consumer warpgroups, which keep their Q and dO in
-// shared memory and walk twice over all keys and values: for delta (2 products), then for dQ (dP and S again, and dS K with
-// dS in two parts: 4). One warpgroup's exponentials run under the other's products. delta is summed from P and dP rather
-// than from dO and the stored O: where the softmax is nearly one-hot, dP - delta cancels, and the rounding of a bf16 O makes
-// errors many times those of rounding the result. The division takes out the error of lse, common to a row. A row's
-// arithmetic depends on T, d and its own image alone.
+// A work item is a head and 64 rows for each of the block's one or two consumer warpgroups, which keep their Q and dO
+// in shared memory and walk twice over all keys and values: for delta (2 products), then for dQ (dP and S again, and dS
+// K with dS in two parts: 4). One warpgroup's exponentials run under the other's products. delta is summed from P and
+// dP rather than from dO and the stored O: where the softmax is nearly one-hot, dP - delta cancels, and the rounding of
+// a bf16 O makes errors many times those of rounding the result. The division takes out the error of lse, common to a
+// row. A row's arithmetic depends on T, d and its own image alone.
 //
-// Warpgroup 0 loads: warp 0 values and keys, warp 1 Q and dO.
-// Shared memory: ring | Q and dO of each consumer; the result leaves through the place of dO | barriers.
-// Limit: the tensor cores and, for 64 columns a product, the 128 B a clock of shared memory. Floor: see gradient_sm90.cu.
+// Warpgroup 0 loads: warp 0 values and keys, warp 1 Q and dO. Shared memory: ring | Q and dO of each consumer; the
+// result leaves through the place of dO | barriers. Limit: the tensor cores and, for 64 columns a product, the 128 B a
+// clock of shared memory. Floor: see gradient_sm90.cu.
 #pragma once
 
 #include "attention/gradient_sm90.cuh"
