@@ -19,8 +19,8 @@ template <int ROWS, int D> constexpr uint32_t TILE_BYTES = ROWS * D * sizeof(bf1
 
 // Tokens `first` .. `first` + ROWS - 1 of a head, in one of the parts of the map.
 template <int ROWS, int D>
-__device__ __forceinline__ void load_tile(unsigned char* tile, const TensorMap& map, uint64_t* full, int head, int first,
-                                          int image) {
+__device__ __forceinline__ void load_tile(unsigned char* tile, const TensorMap& map, uint64_t* full, int head,
+                                          int first, int image) {
 #pragma unroll
     for (int slab = 0; slab < D / SLAB; ++slab) {
 #pragma unroll
@@ -43,8 +43,8 @@ __device__ __forceinline__ Slot next_slot(const Ring& ring, RingCursor& cursor) 
 
 // Producer: tokens `first` .. of a head, into the ring's next slot.
 template <int ROWS, int D>
-__device__ __forceinline__ void load_next(const Ring& ring, RingCursor& cursor, const TensorMap& map, int head, int first,
-                                          int image) {
+__device__ __forceinline__ void load_next(const Ring& ring, RingCursor& cursor, const TensorMap& map, int head,
+                                          int first, int image) {
     unsigned char* const slot = ring.acquire(cursor, TILE_BYTES<ROWS, D>);
     load_tile<ROWS, D>(slot, map, ring.full(cursor.slot), head, first, image);
     cursor.advance(ring.slots);

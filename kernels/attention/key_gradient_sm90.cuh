@@ -40,7 +40,8 @@ template <int D> class HopperKeyGradient {
 
     // Four of the thread's weights, conflict-free.
     static __device__ __forceinline__ float* weights_at(int group) {
-        return reinterpret_cast<float*>(shared_memory + WEIGHTS) + (group * WARPGROUP + int(threadIdx.x) % WARPGROUP) * 4;
+        const int thread = int(threadIdx.x) % WARPGROUP;
+        return reinterpret_cast<float*>(shared_memory + WEIGHTS) + (group * WARPGROUP + thread) * 4;
     }
 
     static __device__ __forceinline__ void arrive_as_warp(uint64_t* barrier) {

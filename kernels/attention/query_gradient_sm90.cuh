@@ -161,8 +161,8 @@ template <int D> class HopperQueryGradient {
             }
         }
         const float factor[2] = {args.scale, args.scale};
-        store_rows<D, STAGING_BUFFERS>(sums, factor, args.dqkv, dout_tile(consumer), consumer, args.head_size, item.head,
-                                       first_row, item.image);
+        store_rows<D, STAGING_BUFFERS>(sums, factor, args.dqkv, dout_tile(consumer), consumer, args.head_size,
+                                       item.head, first_row, item.image);
     }
 
     __device__ __forceinline__ void consume(int consumer) const {
