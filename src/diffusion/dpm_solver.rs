@@ -279,4 +279,33 @@ mod tests {
         assert!((table.rows[0].c_x0x - 4096.0).abs() < 1e-9);
         assert!(table.packed().iter().all(|v| v.is_finite()));
     }
+
+    /// D as a polynomial in lambda of degree 2: order 3 integrates it exactly, for every algorithm.
+    #[test]
+    fn order_3_is_exact_for_quadratic_predictions() {
+        let levels = [0.12, 0.2, 0.35, 0.6].map(NoiseLevel::new);
+        let (now, next) = (&levels[2], &levels[3]);
+        for algorithm in [Algorithm::OdeX0, Algorithm::SdeX0, Algorithm::OdeEps] {
+            let config = config(DpmSolverOptions { algorithm, solver_order: 3, ..Default::default() });
+            let row = update(&config, 3, [Some(&levels[1]), Some(&levels[0])], now, next);
+            for power in 0..=2 {
+                let d = |lambda: f64| (lambda - 0.3).powi(power);
+                let kernel = |lambda: f64| match algorithm {
+                    Algorithm::OdeX0 => next.alpha * (lambda - next.lambda).exp(),
+                    Algorithm::SdeX0 => 2.0 * next.alpha * (2.0 * (lambda - next.lambda)).exp(),
+                    _ => -next.sigma * (next.lambda - lambda).exp(),
+                };
+                let n = 4000;
+                let width = (next.lambda - now.lambda) / f64::from(n);
+                let f = |i: i32| {
+                    let lambda = now.lambda + width * f64::from(i);
+                    kernel(lambda) * d(lambda)
+                };
+                let inner: f64 = (1..n).map(|i| f(i) * if i % 2 == 1 { 4.0 } else { 2.0 }).sum();
+                let exact = (f(0) + inner + f(n)) * width / 3.0;
+                let solved = row.b * d(now.lambda) + row.p * d(levels[1].lambda) + row.q * d(levels[0].lambda);
+                assert!((solved - exact).abs() < 1e-11, "{algorithm:?} power {power}: {solved} vs {exact}");
+            }
+        }
+    }
 }

@@ -25,6 +25,8 @@ pub mod betas;
 pub mod clip;
 pub mod config;
 pub mod config_json;
+#[cfg(test)]
+mod convergence;
 pub mod ddim;
 pub mod decoder;
 pub mod dpm_singlestep;
