@@ -70,7 +70,7 @@ fn block_step(config: &SchedulerConfig, levels: &[NoiseLevel]) -> StepRow {
     let heun = config.dpm_solver.solver_type == SolverType::Heun;
     match inner[..] {
         // Equal levels leave no room for a derivative.
-        _ if inner.iter().any(|r| !(*r > 0.0)) => StepRow { r: w.a, b: w.w0, ..first },
+        _ if inner.iter().any(|r| *r <= 0.0 || r.is_nan()) => StepRow { r: w.a, b: w.w0, ..first },
         // D1 = (D - D_first) / r.
         [r] => StepRow { r: w.a, b: w.w1 / r, p: w.w0 - w.w1 / r, ..first },
         [r1, r0] if heun && r0 > r1 => {

@@ -182,11 +182,14 @@ fn spread(spacing: SigmaSpacing, (lowest, highest): (f64, f64), count: usize) ->
              them is not given, the schedule's own limit)"
         )));
     }
-    let (to, from): (fn(f64) -> f64, fn(f64) -> f64) = match spacing {
-        SigmaSpacing::Karras => (|s| s.powf(1.0 / KARRAS_RHO), |u| u.powf(KARRAS_RHO)),
-        _ => (f64::ln, f64::exp),
-    };
-    Ok(linspace(to(highest), to(lowest), count).into_iter().map(from).collect())
+    let evenly = |from: f64, to: f64| linspace(from, to, count).into_iter();
+    Ok(match spacing {
+        SigmaSpacing::Karras => {
+            let root = |sigma: f64| sigma.powf(1.0 / KARRAS_RHO);
+            evenly(root(highest), root(lowest)).map(|root| root.powf(KARRAS_RHO)).collect()
+        }
+        _ => evenly(highest.ln(), lowest.ln()).map(f64::exp).collect(),
+    })
 }
 
 /// sigma / alpha of each timestep, and its inverse by interpolation in ln.

@@ -119,7 +119,7 @@ impl Update {
         let mut update = Self { a, d: [-scale * growth, 0.0, 0.0], next: 0.0 };
         let mut nodes: Vec<f64> = before.iter().map(|level| (level.lambda - now.lambda) / h).collect();
         // Equal levels: x stays, or the step is of first order.
-        if !(h > 0.0) || nodes.iter().any(|r| !(*r < 0.0)) {
+        if h <= 0.0 || nodes.iter().any(|r| *r >= 0.0 || r.is_nan()) {
             return update;
         }
         let step = match config.unipc.solver_type {
