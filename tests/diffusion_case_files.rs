@@ -10,8 +10,8 @@ use safetensors::{Dtype, SafeTensors};
 use serde_json::{Map, Value};
 use warpdiff::diffusion::vlb::prior_bpd;
 use warpdiff::diffusion::{
-    BetaConfig, DiffusionError, Objective, PredictionType, Respaced, SamplerKind, Schedule, SchedulerConfig, StepTable,
-    VarianceType, Vlb, forward, respacing,
+    BetaConfig, Compat, DiffusionError, Objective, PredictionType, Respaced, SamplerKind, Schedule, SchedulerConfig,
+    StepTable, VarianceType, Vlb, forward, respacing,
 };
 
 fn cases() -> PathBuf {
@@ -133,13 +133,29 @@ fn timesteps_of_every_sampling_check() {
         let case = json(&entry.unwrap().path().join("case.json"));
         for check in checks(&case, "sample") {
             let config = SchedulerConfig::from_value(&check["scheduler"]).unwrap();
+            let config = SchedulerConfig { compat: Compat::Diffusers, ..config };
             let steps = check["num_inference_steps"].as_u64().unwrap() as usize;
             // The cases of the second series leave eta out where it is 0.
             let table = StepTable::build(&config, steps, check["eta"].as_f64().unwrap_or(0.0)).unwrap();
-            let visited: Vec<usize> = table.rows.iter().map(|row| row.timestep as usize).collect();
-            assert_eq!(visited, integers(&check["timesteps"]), "{} {}", case["name"], check["id"]);
+            let expected = check["timesteps"].as_array().unwrap();
+            assert_eq!(table.rows.len(), expected.len(), "{} {}", case["name"], check["id"]);
+            for (row, t) in table.rows.iter().zip(expected) {
+                let t = t.as_f64().unwrap();
+                let error = (f64::from(row.timestep) - t).abs();
+                assert!(
+                    error <= 1e-6 * t.max(1.0),
+                    "{} {}: {} instead of {t}",
+                    case["name"],
+                    check["id"],
+                    row.timestep
+                );
+            }
             assert!(table.packed().iter().all(|v| v.is_finite()), "{} {}", case["name"], check["id"]);
-            assert_eq!(table.init_noise_sigma, 1.0);
+            // The published start, in the scale of the network: the first sigma divides by its own alpha.
+            let published = check["init_noise_sigma"].as_f64().unwrap_or(1.0);
+            let first = check["sigmas"][0].as_f64().filter(|_| !table.published_scale.is_empty());
+            let scale = first.map_or(1.0, |sigma| sigma.hypot(1.0));
+            assert!((table.init_noise_sigma * scale / published - 1.0).abs() < 1e-9, "{}", check["id"]);
             seen += 1;
         }
     }

@@ -2,7 +2,7 @@
 //! says how they were made), with noise, learned variances, clipping and thresholding.
 
 use serde_json::Value;
-use warpdiff::diffusion::{SamplerKind, SchedulerConfig, StepTable};
+use warpdiff::diffusion::{Compat, SamplerKind, SchedulerConfig, StepTable};
 
 const PIXELS: usize = 12;
 
@@ -15,7 +15,8 @@ fn every_sampler_reproduces_the_reference_trajectory() {
     let runs: Vec<Value> = serde_json::from_str(include_str!("data/sampler_trajectories.json")).unwrap();
     assert!(runs.len() >= 30);
     for run in &runs {
-        let config = SchedulerConfig::from_value(&run["scheduler"]).unwrap();
+        let config =
+            SchedulerConfig { compat: Compat::Diffusers, ..SchedulerConfig::from_value(&run["scheduler"]).unwrap() };
         let (steps, eta) = (run["steps"].as_u64().unwrap() as usize, run["eta"].as_f64().unwrap());
         let clipped = run["use_clipped_model_output"] == true;
         let table = match config.sampler {

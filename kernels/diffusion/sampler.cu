@@ -1,14 +1,17 @@
 // The sampling step of every sampler, and the step counter:
-//     x_0    = clip(c_x0x x_t + c_x0m model)
-//     x_next = a x_t + b x_0 + e model + p x0_prev + std z
+//     x_0        = clip(c_x0x x_t + c_x0m model)
+//     x_next     = a x_t + b x_0 + e model + p x0_prev [+ q x0_prev2 + r saved] + std z
+//     saved_next = keep_x x_t + keep_x0 x_0 + keep_x0_prev x0_prev + keep_x0_prev2 x0_prev2 + keep_saved saved
 // with guidance, a learned variance, the noise and all results in one pass (src/diffusion/step_table.rs), x_next also
-// as the bytes of a picture where they are asked for (src/levels.rs).
+// as the bytes of a picture where they are asked for (src/levels.rs). The terms in brackets and saved_next are those of
+// sampler_history, which a table with more states than x and x0_prev gets; a null state is not there.
 //
-// Shapes: x, x0_prev, z, x_next, x0 [N,H,W,C] in f32, picture in bytes, model [N or 2N,H,W,C or 2C] in the activation
-// type, step [1]. Results may lie on x and x0_prev: a thread reads its four elements before it writes them. Layout:
-// dense NHWC. Shared memory: none.
-// Limit: bytes. Floor: 16 bytes an element, one more for the picture, and the model's, against about 10 f64 operations
-// (30 more for a learned variance) and, in steps with noise, a quarter of a Philox call.
+// Shapes: x, x0_prev, x0_prev2, saved, z, x_next, x0 [N,H,W,C] in f32, picture in bytes, model [N or 2N,H,W,C or 2C] in
+// the activation type, step [1]. Results may lie on the states: a thread reads its four elements before it writes them.
+// Layout: dense NHWC. Shared memory: none.
+// Limit: bytes. Floor: 16 bytes an element (12 where p is 0), 8 more for each further state, one more for the picture, and
+// the model's, against about 10 f64 operations (10 more with history, 30 more for a learned variance) and, in steps with
+// noise, a quarter of a Philox call.
 
 #include "diffusion/picture.cuh"
 #include "diffusion/step_row.cuh"
@@ -35,6 +38,19 @@ struct SamplerStepArgs {
     uint32_t blocks_per_image;
     Clip clip;
     Variance variance;
+};
+
+// States that only some samplers have; null where a sampler has not.
+struct History {
+    const float* x0_prev2;
+    const float* saved;
+    float* x0_prev2_next;
+    float* saved_next;
+};
+
+struct SamplerHistoryArgs {
+    SamplerStepArgs step;
+    History history;
 };
 
 struct StepTimestepArgs {
@@ -66,8 +82,9 @@ __device__ double noise_std(const StepRow& row, Variance variance, double v) {
     return exp(0.5 * interpolate_log_variance(v, row.log_min, row.log_max));
 }
 
-template <class T>
-__device__ void sampler_step(const SamplerStepArgs& args) {
+// Without history the compiler drops what would read it, and the scalars that go with it.
+template <class T, bool history>
+__device__ void sampler_step(const SamplerStepArgs& args, const History& states) {
     const Quad quad = quad_of_thread(args.blocks_per_image, args.layout.elements);
     if (quad.count == 0) return;
     const bool whole = args.layout.whole;
@@ -77,6 +94,10 @@ __device__ void sampler_step(const SamplerStepArgs& args) {
         for (int i = 0; i < QUAD; i++) x[i] = not_a_number();
         store_quad<float>(args.x_next, quad, whole, x);
         store_quad<float>(args.x0, quad, whole, x);
+        if constexpr (history) {
+            if (states.x0_prev2_next) store_quad<float>(states.x0_prev2_next, quad, whole, x);
+            if (states.saved_next) store_quad<float>(states.saved_next, quad, whole, x);
+        }
         if (args.picture) store_picture(args.picture, quad, whole, x);
         return;
     }
@@ -85,8 +106,21 @@ __device__ void sampler_step(const SamplerStepArgs& args) {
     double model[QUAD];
     load_quad<float>(args.x, quad, whole, x);
     load_model<T>(args.model, args.layout, quad, model);
+    float x0_prev2[QUAD] = {}, saved[QUAD] = {};
     // Guarded, as the previous x_0 of a first step is not written yet.
-    if (row.p != 0.0) load_quad<float>(args.x0_prev, quad, whole, x0);
+    if constexpr (history) {
+        // The second previous x_0 becomes the previous one even where no factor asks for that.
+        if (states.x0_prev2_next) {
+            load_quad<float>(args.x0_prev, quad, whole, x0);
+            if (row.q != 0.0 || row.keep_x0_prev2 != 0.0) load_quad<float>(states.x0_prev2, quad, whole, x0_prev2);
+            store_quad<float>(states.x0_prev2_next, quad, whole, x0);
+        } else if (row.p != 0.0 || row.keep_x0_prev != 0.0) {
+            load_quad<float>(args.x0_prev, quad, whole, x0);
+        }
+        if (row.r != 0.0 || row.keep_saved != 0.0) load_quad<float>(states.saved, quad, whole, saved);
+    } else {
+        if (row.p != 0.0) load_quad<float>(args.x0_prev, quad, whole, x0);
+    }
     float z[QUAD] = {}, v[QUAD] = {};
     if (row.noise != 0.0) {
         if (args.z) {
@@ -104,20 +138,37 @@ __device__ void sampler_step(const SamplerStepArgs& args) {
 #pragma unroll
     for (int i = 0; i < QUAD; i++) {
         const double estimate = clipped(args.clip, row.c_x0x * x[i] + row.c_x0m * model[i], args.range, scale);
-        double x_next = row.a * x[i] + row.b * estimate + row.e * model[i] + row.p * x0[i];
+        double x_next;
+        if constexpr (history) {
+            x_next = row.a * x[i] + row.b * estimate + row.e * model[i];
+            double kept = row.keep_x * x[i] + row.keep_x0 * estimate;
+            // A state that is not written yet holds anything, a NaN too.
+            if (row.p != 0.0) x_next += row.p * x0[i];
+            if (row.keep_x0_prev != 0.0) kept += row.keep_x0_prev * x0[i];
+            x_next += row.q * x0_prev2[i] + row.r * saved[i];
+            kept += row.keep_x0_prev2 * x0_prev2[i] + row.keep_saved * saved[i];
+            saved[i] = float(kept);
+        } else {
+            x_next = row.a * x[i] + row.b * estimate + row.e * model[i] + row.p * x0[i];
+        }
         if (row.noise != 0.0) x_next += noise_std(row, args.variance, v[i]) * z[i];
         x[i] = float(x_next);
         x0[i] = float(estimate);
     }
     store_quad<float>(args.x_next, quad, whole, x);
     store_quad<float>(args.x0, quad, whole, x0);
+    if constexpr (history) {
+        if (states.saved_next) store_quad<float>(states.saved_next, quad, whole, saved);
+    }
     if (args.picture) store_picture(args.picture, quad, whole, x);
 }
 
 }  // namespace
 
-KERNEL(sampler_step_f32, SamplerStepArgs, 128) { sampler_step<float>(args); }
-KERNEL(sampler_step_bf16, SamplerStepArgs, 128) { sampler_step<bf16>(args); }
+KERNEL(sampler_step_f32, SamplerStepArgs, 128) { sampler_step<float, false>(args, {}); }
+KERNEL(sampler_step_bf16, SamplerStepArgs, 128) { sampler_step<bf16, false>(args, {}); }
+KERNEL(sampler_history_f32, SamplerHistoryArgs, 128) { sampler_step<float, true>(args.step, args.history); }
+KERNEL(sampler_history_bf16, SamplerHistoryArgs, 128) { sampler_step<bf16, true>(args.step, args.history); }
 
 KERNEL(step_timestep, StepTimestepArgs, 128) {
     const uint32_t sample = blockIdx.x * blockDim.x + threadIdx.x;

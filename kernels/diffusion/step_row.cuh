@@ -19,7 +19,13 @@ struct StepRow {
     double log_min;  // log variance at v = -1 and at v = 1
     double log_max;
     double noise;  // 0 in steps without
-    double unused;
+    double q;      // x_next also has q x0_prev2 + r saved
+    double r;
+    double keep_x;  // saved_next = keep_x x_t + keep_x0 x_0 + keep_x0_prev x0_prev + keep_x0_prev2 x0_prev2 + keep_saved saved
+    double keep_x0;
+    double keep_x0_prev;
+    double keep_x0_prev2;
+    double keep_saved;
 };
 
 // The network's output and how to read it.

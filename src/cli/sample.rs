@@ -12,7 +12,7 @@ use super::device::DeviceArgs;
 use super::model::ModelArgs;
 use super::progress::Progress;
 use super::{interrupt, parse};
-use crate::diffusion::{SamplerKind, SchedulerConfig};
+use crate::diffusion::{Algorithm, Compat, SamplerKind, SchedulerConfig};
 use crate::io::gif::{Timing, write_gif};
 use crate::io::grid::{GridStyle, draw_grid};
 use crate::io::sink::{OutputKind, SampleShape, open_sink};
@@ -29,9 +29,32 @@ enum SamplerArg {
     Ddpm,
     /// Deterministic, or partly random with --eta.
     Ddim,
-    /// DPM-Solver++ 2M: the fewest steps.
+    /// DPM-Solver++ multistep, of the order in the model's file or 2: the fewest steps.
     #[value(name = "dpm++")]
     DpmSolverPp,
+    /// DPM-Solver++ singlestep.
+    #[value(name = "dpm++-single")]
+    DpmSolverSinglestep,
+    /// The SDE form of DPM-Solver++ multistep: random.
+    #[value(name = "dpm++-sde")]
+    DpmSolverSde,
+    /// UniPC: DPM-Solver++ with a corrector that costs nothing.
+    Unipc,
+    /// Euler's method.
+    Euler,
+    /// Euler's method with noise added back: random.
+    EulerA,
+    /// Heun's method: two evaluations a step.
+    Heun,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum CompatArg {
+    /// The methods as published.
+    #[default]
+    Paper,
+    /// diffusers, its known deviations included.
+    Diffusers,
 }
 
 #[derive(clap::Args)]
@@ -44,12 +67,15 @@ pub(super) struct Args {
     /// The sampler; that of the model's scheduler_config.json when nothing is said.
     #[arg(long, value_enum)]
     sampler: Option<SamplerArg>,
-    /// Network evaluations per sample; by default 50 for ddim, 20 for dpm++, all timesteps for ddpm.
+    /// Steps per sample, each a network evaluation (with heun two); by default 50 for ddim, all timesteps for ddpm, else 20.
     #[arg(long)]
     steps: Option<usize>,
     /// DDIM's eta: 0 deterministic, 1 as random as DDPM.
     #[arg(long, default_value_t = 0.0)]
     eta: f64,
+    /// What counts where diffusers departs from the published method (docs/samplers.md lists the places).
+    #[arg(long, value_enum, default_value_t)]
+    compat: CompatArg,
     /// Seed; sample i of a seed is the same in any batch.
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -91,11 +117,11 @@ pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
     let device = args.device.open()?;
     interrupt::listen()?;
     let model = args.model.open()?;
-    let scheduler = scheduler(args, &model);
+    let scheduler = scheduler(args, &model)?;
     let steps = args.steps.unwrap_or(match scheduler.sampler {
         SamplerKind::Ddpm => scheduler.betas.num_train_timesteps,
         SamplerKind::Ddim => 50.min(scheduler.betas.num_train_timesteps),
-        SamplerKind::DpmSolverPp => 20.min(scheduler.betas.num_train_timesteps),
+        _ => 20.min(scheduler.betas.num_train_timesteps),
     });
     let options = SampleOptions {
         scheduler,
@@ -149,13 +175,29 @@ pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn scheduler(args: &Args, model: &ModelFolder) -> SchedulerConfig {
+fn scheduler(args: &Args, model: &ModelFolder) -> Result<SchedulerConfig> {
     let kind = args.sampler.map(|s| match s {
         SamplerArg::Ddpm => SamplerKind::Ddpm,
         SamplerArg::Ddim => SamplerKind::Ddim,
-        SamplerArg::DpmSolverPp => SamplerKind::DpmSolverPp,
+        SamplerArg::DpmSolverPp | SamplerArg::DpmSolverSde => SamplerKind::DpmSolverPp,
+        SamplerArg::DpmSolverSinglestep => SamplerKind::DpmSolverSinglestep,
+        SamplerArg::Unipc => SamplerKind::UniPc,
+        SamplerArg::Euler => SamplerKind::Euler,
+        SamplerArg::EulerA => SamplerKind::EulerAncestral,
+        SamplerArg::Heun => SamplerKind::Heun,
     });
-    model.scheduler.with_sampler(kind.unwrap_or(model.scheduler.sampler))
+    let mut scheduler = model.scheduler.with_sampler(kind.unwrap_or(model.scheduler.sampler));
+    if scheduler.sampler == SamplerKind::DdimInverse {
+        bail!("the model's scheduler is DDIM inversion, which encodes images: choose a --sampler");
+    }
+    if args.sampler == Some(SamplerArg::DpmSolverSde) {
+        scheduler.dpm_solver.algorithm = Algorithm::SdeX0;
+    }
+    scheduler.compat = match args.compat {
+        CompatArg::Paper => Compat::Paper,
+        CompatArg::Diffusers => Compat::Diffusers,
+    };
+    Ok(scheduler)
 }
 
 /// The batch that was asked for, or one of about 16,000 pixels; split so that the last batch is as full as the others.

@@ -94,6 +94,7 @@ fn ancestral_table(rows: Vec<StepRow>, variance_type: VarianceType, clip: Clip) 
             _ => None,
         },
         init_noise_sigma: 1.0,
+        ..StepTable::default()
     }
 }
 

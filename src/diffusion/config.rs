@@ -11,8 +11,9 @@ use super::timesteps::TimestepSpacing;
 use super::variance::VarianceType;
 
 /// The classes that [`SchedulerConfig`] reads, for messages.
-pub const SUPPORTED_CLASSES: &str =
-    "DDPMScheduler, DDIMScheduler, DPMSolverMultistepScheduler, GaussianDDPMScheduler (old name of DDPMScheduler)";
+pub const SUPPORTED_CLASSES: &str = "DDPMScheduler, DDIMScheduler, DDIMInverseScheduler, DPMSolverMultistepScheduler, DPMSolverSinglestepScheduler, \
+     UniPCMultistepScheduler, EulerDiscreteScheduler, EulerAncestralDiscreteScheduler, HeunDiscreteScheduler, \
+     GaussianDDPMScheduler (old name of DDPMScheduler)";
 
 /// The samplers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -21,26 +22,62 @@ pub enum SamplerKind {
     Ddpm,
     /// Deterministic to ancestral, by eta (2010.02502).
     Ddim,
-    /// DPM-Solver++ multistep, data prediction (2211.01095).
+    /// DDIM run backwards: from an image to the latent that DDIM takes back to it.
+    DdimInverse,
+    /// DPM-Solver++ multistep (2211.01095), and DPM-Solver (2206.00927) by [`Algorithm`].
     DpmSolverPp,
+    /// The singlestep form of the same solvers.
+    DpmSolverSinglestep,
+    /// UniPC (2302.04867): a predictor and a corrector that costs no evaluation.
+    UniPc,
+    /// Euler's method on the probability-flow ODE in sigma (2206.00364, algorithm 1 without its corrector).
+    Euler,
+    /// Euler steps to a lower noise level, and noise back up to the next one.
+    EulerAncestral,
+    /// Heun's method (2206.00364, algorithm 1): two evaluations a step.
+    Heun,
 }
 
 impl SamplerKind {
+    /// All of them.
+    pub const ALL: [Self; 9] = [
+        Self::Ddpm,
+        Self::Ddim,
+        Self::DdimInverse,
+        Self::DpmSolverPp,
+        Self::DpmSolverSinglestep,
+        Self::UniPc,
+        Self::Euler,
+        Self::EulerAncestral,
+        Self::Heun,
+    ];
+
     /// `_class_name` in `scheduler_config.json`.
     pub fn class_name(self) -> &'static str {
         match self {
             Self::Ddpm => "DDPMScheduler",
             Self::Ddim => "DDIMScheduler",
+            Self::DdimInverse => "DDIMInverseScheduler",
             Self::DpmSolverPp => "DPMSolverMultistepScheduler",
+            Self::DpmSolverSinglestep => "DPMSolverSinglestepScheduler",
+            Self::UniPc => "UniPCMultistepScheduler",
+            Self::Euler => "EulerDiscreteScheduler",
+            Self::EulerAncestral => "EulerAncestralDiscreteScheduler",
+            Self::Heun => "HeunDiscreteScheduler",
         }
     }
 
     /// The spacing a file of this class means when it does not say.
     pub fn default_spacing(self) -> TimestepSpacing {
         match self {
-            Self::Ddpm | Self::Ddim => TimestepSpacing::Leading,
-            Self::DpmSolverPp => TimestepSpacing::Linspace,
+            Self::Ddpm | Self::Ddim | Self::DdimInverse => TimestepSpacing::Leading,
+            _ => TimestepSpacing::Linspace,
         }
+    }
+
+    /// Whether it is one of the solvers that read [`DpmSolverOptions`] as DPM-Solver++ does.
+    pub fn is_dpm_solver(self) -> bool {
+        matches!(self, Self::DpmSolverPp | Self::DpmSolverSinglestep)
     }
 }
 
@@ -49,12 +86,58 @@ impl fmt::Display for SamplerKind {
         f.write_str(match self {
             Self::Ddpm => "DDPM",
             Self::Ddim => "DDIM",
+            Self::DdimInverse => "DDIM inversion",
             Self::DpmSolverPp => "DPM-Solver++",
+            Self::DpmSolverSinglestep => "DPM-Solver++ singlestep",
+            Self::UniPc => "UniPC",
+            Self::Euler => "Euler",
+            Self::EulerAncestral => "Euler ancestral",
+            Self::Heun => "Heun",
         })
     }
 }
 
-/// Second-order update rule of DPM-Solver++.
+/// What is done where diffusers departs from the method it implements; `docs/samplers.md` lists the places.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Compat {
+    /// The method.
+    #[default]
+    Paper,
+    /// diffusers, number by number.
+    Diffusers,
+}
+
+/// Which exponential integrator a DPM-Solver is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Algorithm {
+    /// Of the ODE, on x_0 (2211.01095).
+    #[default]
+    #[serde(rename = "dpmsolver++")]
+    OdeX0,
+    /// Of the SDE, on x_0 (2211.01095, section 5).
+    #[serde(rename = "sde-dpmsolver++")]
+    SdeX0,
+    /// Of the ODE, on eps (2206.00927).
+    #[serde(rename = "dpmsolver")]
+    OdeEps,
+    /// Of the SDE, on eps.
+    #[serde(rename = "sde-dpmsolver")]
+    SdeEps,
+}
+
+impl Algorithm {
+    /// Whether the solver extrapolates eps and not x_0.
+    pub fn on_eps(self) -> bool {
+        matches!(self, Self::OdeEps | Self::SdeEps)
+    }
+
+    /// Whether it draws noise.
+    pub fn is_sde(self) -> bool {
+        matches!(self, Self::SdeX0 | Self::SdeEps)
+    }
+}
+
+/// Second-order update rule of DPM-Solver++, and third-order rule of its singlestep form.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SolverType {
@@ -65,7 +148,7 @@ pub enum SolverType {
     Heun,
 }
 
-/// Noise level after the last step of DPM-Solver++.
+/// Noise level after the last step of DPM-Solver++, UniPC and Euler.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FinalSigmas {
@@ -76,14 +159,17 @@ pub enum FinalSigmas {
     SigmaMin,
 }
 
-/// Options that only DPM-Solver++ reads.
+/// Options of the DPM-Solvers; UniPC reads the order and both keys about the end, Euler the end's noise level.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DpmSolverOptions {
-    /// 1 or 2.
+    /// The integrator.
+    pub algorithm: Algorithm,
+    /// 1, 2 or 3.
     pub solver_order: u8,
     /// Second-order rule.
     pub solver_type: SolverType,
-    /// Last step of first order when fewer than 15 steps are taken.
+    /// Multistep: last step of first order when fewer than 15 steps are taken. UniPC: the order falls to 1 towards the end.
+    /// Singlestep: the last block is cut so that any number of steps fits.
     pub lower_order_final: bool,
     /// Last step of first order always.
     pub euler_at_final: bool,
@@ -96,6 +182,7 @@ pub struct DpmSolverOptions {
 impl Default for DpmSolverOptions {
     fn default() -> Self {
         Self {
+            algorithm: Algorithm::OdeX0,
             solver_order: 2,
             solver_type: SolverType::Midpoint,
             lower_order_final: true,
@@ -104,6 +191,85 @@ impl Default for DpmSolverOptions {
             lambda_min_clipped: f64::NEG_INFINITY,
         }
     }
+}
+
+/// How the noise levels of DPM-Solver, UniPC, Euler and Heun are spread.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SigmaSpacing {
+    /// Those of the visited timesteps.
+    #[default]
+    Timesteps,
+    /// Evenly in sigma^(1/7) (2206.00364, eq. 5).
+    Karras,
+    /// Evenly in ln sigma.
+    Exponential,
+    /// Evenly in lambda, which is -ln sigma (2206.00927, section 3.4).
+    Lu,
+}
+
+impl SigmaSpacing {
+    /// The switches of `scheduler_config.json` that select a spacing.
+    pub const SWITCHES: [(&'static str, Self); 3] = [
+        ("use_karras_sigmas", Self::Karras),
+        ("use_exponential_sigmas", Self::Exponential),
+        ("use_lu_lambdas", Self::Lu),
+    ];
+}
+
+/// Options about noise levels; Heun reads the spacing only, DPM-Solver not the limits, and the last two are Euler's.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct SigmaOptions {
+    /// The spread.
+    pub spacing: SigmaSpacing,
+    /// Lowest sigma of a spacing that is not by timesteps; else that of the schedule.
+    pub sigma_min: Option<f64>,
+    /// Its highest sigma.
+    pub sigma_max: Option<f64>,
+    /// Sigmas evenly in ln sigma over the whole schedule (`interpolation_type` `log_linear`).
+    pub log_linear: bool,
+    /// With v prediction the network's time is ln(sigma) / 4 (`timestep_type` `continuous`).
+    pub continuous: bool,
+}
+
+/// B(h) of UniPC (2302.04867, section 3.1).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UniPcType {
+    /// B(h) = h.
+    Bh1,
+    /// B(h) = e^h - 1.
+    #[default]
+    Bh2,
+}
+
+/// Options that only UniPC reads.
+#[derive(Clone, Debug, PartialEq)]
+pub struct UniPcOptions {
+    /// B(h).
+    pub solver_type: UniPcType,
+    /// Extrapolate x_0, else eps.
+    pub predict_x0: bool,
+    /// Steps whose result is not corrected.
+    pub disable_corrector: Vec<usize>,
+}
+
+impl Default for UniPcOptions {
+    fn default() -> Self {
+        Self { solver_type: UniPcType::Bh2, predict_x0: true, disable_corrector: Vec::new() }
+    }
+}
+
+/// Noise that Euler adds along the way (2206.00364, algorithm 2).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Churn {
+    /// S_churn: how much, over the whole run.
+    pub s_churn: f64,
+    /// Lowest sigma at which noise is added.
+    pub s_tmin: f64,
+    /// Highest sigma at which noise is added.
+    pub s_tmax: f64,
+    /// Standard deviation of what is drawn.
+    pub s_noise: f64,
 }
 
 /// A complete sampler configuration: the noise schedule the model was trained with and how to sample from it.
@@ -124,7 +290,7 @@ pub struct SchedulerConfig {
     pub timestep_spacing: Option<TimestepSpacing>,
     /// Added to every timestep of leading spacing.
     pub steps_offset: usize,
-    /// Clamp the x_0 estimate; DPM-Solver++ does not read it.
+    /// Clamp the x_0 estimate; read by DDPM, DDIM, its inversion and Heun.
     pub clip_sample: bool,
     /// Limit of the clamp.
     pub clip_sample_range: f64,
@@ -138,25 +304,43 @@ pub struct SchedulerConfig {
     pub set_alpha_to_one: bool,
     /// DPM-Solver++ options.
     pub dpm_solver: DpmSolverOptions,
+    /// Options about noise levels.
+    pub sigmas: SigmaOptions,
+    /// UniPC's options.
+    pub unipc: UniPcOptions,
+    /// Euler's churn; no file holds it.
+    pub churn: Option<Churn>,
+    /// Whose behaviour counts where diffusers departs from the method; no file holds it.
+    pub compat: Compat,
 }
 
 impl SchedulerConfig {
-    /// The defaults of a sampler: linear betas over 1000 timesteps, eps prediction, x_0 clamped to [-1, 1].
+    /// The defaults of a sampler: linear betas over 1000 timesteps, eps prediction, x_0 clamped to [-1, 1]. Heun's class has
+    /// betas of its own, and no clamp.
     pub fn new(sampler: SamplerKind) -> Self {
+        let heun = sampler == SamplerKind::Heun;
+        let betas = BetaConfig::default();
         Self {
             sampler,
-            betas: BetaConfig::default(),
+            betas: if heun { BetaConfig { beta_start: 0.00085, beta_end: 0.012, ..betas } } else { betas },
             prediction_type: PredictionType::Epsilon,
             variance_type: VarianceType::FixedSmall,
             timestep_spacing: None,
             steps_offset: 0,
-            clip_sample: true,
+            clip_sample: !heun,
             clip_sample_range: 1.0,
             thresholding: false,
             dynamic_thresholding_ratio: 0.995,
             sample_max_value: 1.0,
             set_alpha_to_one: true,
-            dpm_solver: DpmSolverOptions::default(),
+            dpm_solver: DpmSolverOptions {
+                lower_order_final: sampler != SamplerKind::DpmSolverSinglestep,
+                ..DpmSolverOptions::default()
+            },
+            sigmas: SigmaOptions::default(),
+            unipc: UniPcOptions::default(),
+            churn: None,
+            compat: Compat::Paper,
         }
     }
 
@@ -171,11 +355,15 @@ impl SchedulerConfig {
         self.timestep_spacing.unwrap_or_else(|| self.sampler.default_spacing())
     }
 
-    /// The limit on x_0 in effect: thresholding wins over the clamp, and DPM-Solver++ has no clamp.
+    /// The limit on x_0 in effect: thresholding wins over the clamp. DPM-Solver++ and UniPC have no clamp, Heun and DDIM
+    /// inversion no thresholding, Euler neither.
     pub fn clip(&self) -> Clip {
-        if self.thresholding {
+        use SamplerKind::{Ddim, DdimInverse, Ddpm, DpmSolverPp, DpmSolverSinglestep, Heun, UniPc};
+        let has_clamp = matches!(self.sampler, Ddpm | Ddim | DdimInverse | Heun);
+        let has_thresholding = matches!(self.sampler, Ddpm | Ddim | DpmSolverPp | DpmSolverSinglestep | UniPc);
+        if self.thresholding && has_thresholding {
             Clip::Dynamic { ratio: self.dynamic_thresholding_ratio, max_value: self.sample_max_value }
-        } else if self.clip_sample && self.sampler != SamplerKind::DpmSolverPp {
+        } else if self.clip_sample && has_clamp {
             Clip::Range(self.clip_sample_range)
         } else {
             Clip::None

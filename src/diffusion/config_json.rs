@@ -7,7 +7,7 @@
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
-use super::config::{SamplerKind, SchedulerConfig};
+use super::config::{Algorithm, DpmSolverOptions, SamplerKind, SchedulerConfig, SigmaSpacing, SolverType, UniPcType};
 use super::error::{DiffusionError, Result};
 use super::parameterization::PredictionType;
 use super::schedule::Schedule;
@@ -31,7 +31,7 @@ const SHARED_KEYS: [&str; 12] = [
     "rescale_betas_zero_snr",
 ];
 const DDPM_KEYS: [&str; 3] = ["variance_type", "clip_sample", "clip_sample_range"];
-const DDIM_KEYS: [&str; 3] = ["set_alpha_to_one", "clip_sample", "clip_sample_range"];
+const DDIM_KEYS: [&str; 4] = ["set_alpha_to_one", "set_alpha_to_zero", "clip_sample", "clip_sample_range"];
 const DPM_SOLVER_KEYS: [&str; 8] = [
     "variance_type",
     "algorithm_type",
@@ -42,15 +42,18 @@ const DPM_SOLVER_KEYS: [&str; 8] = [
     "final_sigmas_type",
     "lambda_min_clipped",
 ];
-/// DPM-Solver++ switches that select another time discretisation; only `false` is implemented.
-const DPM_SOLVER_SWITCHES: [&str; 6] = [
+const UNIPC_KEYS: [&str; 4] = ["predict_x0", "disable_corrector", "solver_p", "shift_terminal"];
+const SIGMA_KEYS: [&str; 7] = [
     "use_karras_sigmas",
     "use_exponential_sigmas",
-    "use_beta_sigmas",
     "use_lu_lambdas",
-    "use_flow_sigmas",
-    "use_dynamic_shifting",
+    "sigma_min",
+    "sigma_max",
+    "interpolation_type",
+    "timestep_type",
 ];
+/// Switches that select a time discretisation of which only `false` is implemented.
+const SWITCHES_OFF: [&str; 3] = ["use_beta_sigmas", "use_flow_sigmas", "use_dynamic_shifting"];
 /// Retired keys, keys of classes that old files were converted from, and keys read only behind a switch that must be
 /// off.
 const HARMLESS_KEYS: [&str; 6] =
@@ -105,12 +108,11 @@ impl SchedulerConfig {
         };
         let legacy = class == LEGACY_CLASS;
         let sampler = match class {
-            "DDPMScheduler" | LEGACY_CLASS => SamplerKind::Ddpm,
-            "DDIMScheduler" => SamplerKind::Ddim,
-            "DPMSolverMultistepScheduler" => SamplerKind::DpmSolverPp,
-            other => {
-                return Err(DiffusionError::UnsupportedScheduler { class: other.to_owned() });
-            }
+            LEGACY_CLASS => SamplerKind::Ddpm,
+            other => *SamplerKind::ALL
+                .iter()
+                .find(|kind| kind.class_name() == other)
+                .ok_or_else(|| DiffusionError::UnsupportedScheduler { class: other.to_owned() })?,
         };
         if let Some(key) = unknown_keys(object).into_iter().next() {
             let value = object.get(&key).unwrap_or(&Value::Null).to_string();
@@ -121,8 +123,16 @@ impl SchedulerConfig {
         read_shared(object, legacy, &mut config)?;
         match sampler {
             SamplerKind::Ddpm => read(object, "variance_type", VARIANCE_TYPES, &mut config.variance_type)?,
-            SamplerKind::Ddim => read(object, "set_alpha_to_one", "true or false", &mut config.set_alpha_to_one)?,
-            SamplerKind::DpmSolverPp => read_dpm_solver(object, &mut config)?,
+            SamplerKind::Ddim => read(object, "set_alpha_to_one", SWITCH, &mut config.set_alpha_to_one)?,
+            SamplerKind::DdimInverse => {
+                // The older name, under which the class still takes it.
+                read(object, "set_alpha_to_zero", SWITCH, &mut config.set_alpha_to_one)?;
+                read(object, "set_alpha_to_one", SWITCH, &mut config.set_alpha_to_one)?;
+            }
+            SamplerKind::DpmSolverPp | SamplerKind::DpmSolverSinglestep => read_dpm_solver(object, &mut config)?,
+            SamplerKind::UniPc => read_unipc(object, &mut config)?,
+            SamplerKind::Euler | SamplerKind::Heun => read_sigmas(object, &mut config)?,
+            SamplerKind::EulerAncestral => {}
         }
         config.check_limits()?;
         // Builds the tables once so that a bad schedule is refused where it is read, not when it is first used.
@@ -147,7 +157,8 @@ impl SchedulerConfig {
         put("timestep_spacing", json!(self.spacing()));
         put("steps_offset", json!(self.steps_offset));
         put("rescale_betas_zero_snr", json!(self.betas.rescale_zero_terminal_snr));
-        if self.sampler != SamplerKind::DpmSolverPp {
+        if matches!(self.sampler, SamplerKind::Ddpm | SamplerKind::Ddim | SamplerKind::DdimInverse | SamplerKind::Heun)
+        {
             put("clip_sample", json!(self.clip_sample));
             put("clip_sample_range", json!(self.clip_sample_range));
         }
@@ -155,23 +166,49 @@ impl SchedulerConfig {
             SamplerKind::Ddpm => {
                 put("variance_type", json!(self.variance_type));
             }
-            SamplerKind::Ddim => {
+            SamplerKind::Ddim | SamplerKind::DdimInverse => {
                 put("set_alpha_to_one", json!(self.set_alpha_to_one));
             }
-            SamplerKind::DpmSolverPp => {
+            SamplerKind::DpmSolverPp | SamplerKind::DpmSolverSinglestep => {
                 let learned = self.variance_type.is_learned().then_some(self.variance_type);
                 put("variance_type", json!(learned));
-                put("algorithm_type", json!("dpmsolver++"));
+                put("algorithm_type", json!(self.dpm_solver.algorithm));
                 put("solver_order", json!(self.dpm_solver.solver_order));
                 put("solver_type", json!(self.dpm_solver.solver_type));
                 put("lower_order_final", json!(self.dpm_solver.lower_order_final));
-                put("euler_at_final", json!(self.dpm_solver.euler_at_final));
+                if self.sampler == SamplerKind::DpmSolverPp {
+                    put("euler_at_final", json!(self.dpm_solver.euler_at_final));
+                }
                 put("final_sigmas_type", json!(self.dpm_solver.final_sigmas_type));
                 // -inf has no JSON form; it is what a missing key means.
                 if self.dpm_solver.lambda_min_clipped.is_finite() {
                     put("lambda_min_clipped", json!(self.dpm_solver.lambda_min_clipped));
                 }
             }
+            SamplerKind::UniPc => {
+                put("solver_order", json!(self.dpm_solver.solver_order));
+                put("solver_type", json!(self.unipc.solver_type));
+                put("predict_x0", json!(self.unipc.predict_x0));
+                put("disable_corrector", json!(self.unipc.disable_corrector));
+                put("lower_order_final", json!(self.dpm_solver.lower_order_final));
+                put("final_sigmas_type", json!(self.dpm_solver.final_sigmas_type));
+            }
+            SamplerKind::Euler => {
+                let (linear, continuous) = (!self.sigmas.log_linear, self.sigmas.continuous);
+                put("interpolation_type", json!(if linear { "linear" } else { "log_linear" }));
+                put("timestep_type", json!(if continuous { "continuous" } else { "discrete" }));
+                put("final_sigmas_type", json!(self.dpm_solver.final_sigmas_type));
+            }
+            SamplerKind::EulerAncestral | SamplerKind::Heun => {}
+        }
+        for (key, spacing) in SigmaSpacing::SWITCHES {
+            if has_spacing(self.sampler, spacing) {
+                put(key, json!(self.sigmas.spacing == spacing));
+            }
+        }
+        if has_sigma_limits(self.sampler) {
+            put("sigma_min", json!(self.sigmas.sigma_min));
+            put("sigma_max", json!(self.sigmas.sigma_max));
         }
         format!("{:#}\n", Value::Object(object))
     }
@@ -194,12 +231,21 @@ impl SchedulerConfig {
     }
 }
 
+const SWITCH: &str = "true or false";
 const VARIANCE_TYPES: &str = "fixed_small, fixed_small_log, fixed_large, fixed_large_log, learned or learned_range";
 
 fn unknown_keys(object: &Map<String, Value>) -> Vec<String> {
     let legacy = object.get("_class_name").is_some_and(|class| class == LEGACY_CLASS);
-    let known: [&[&str]; 6] =
-        [&SHARED_KEYS, &DDPM_KEYS, &DDIM_KEYS, &DPM_SOLVER_KEYS, &DPM_SOLVER_SWITCHES, &HARMLESS_KEYS];
+    let known: [&[&str]; 8] = [
+        &SHARED_KEYS,
+        &DDPM_KEYS,
+        &DDIM_KEYS,
+        &DPM_SOLVER_KEYS,
+        &UNIPC_KEYS,
+        &SIGMA_KEYS,
+        &SWITCHES_OFF,
+        &HARMLESS_KEYS,
+    ];
     let legacy_keys = ["timesteps", "clip_predicted_image"];
     let accepted = |key: &str| {
         key.starts_with('_')
@@ -247,42 +293,143 @@ fn read_shared(object: &Map<String, Value>, legacy: bool, config: &mut Scheduler
     read(object, "sample_max_value", number, &mut config.sample_max_value)
 }
 
-fn read_dpm_solver(object: &Map<String, Value>, config: &mut SchedulerConfig) -> Result<()> {
-    let options = &mut config.dpm_solver;
-    let unsupported = |key: &str, remedy: &str| DiffusionError::UnsupportedValue {
+/// The classes that read a switch of a spacing.
+fn has_spacing(sampler: SamplerKind, spacing: SigmaSpacing) -> bool {
+    use SamplerKind::{DpmSolverPp, DpmSolverSinglestep, Euler, Heun, UniPc};
+    match spacing {
+        SigmaSpacing::Timesteps => true,
+        SigmaSpacing::Lu => sampler == DpmSolverPp,
+        _ => matches!(sampler, DpmSolverPp | DpmSolverSinglestep | UniPc | Euler | Heun),
+    }
+}
+
+/// The classes that read `sigma_min` and `sigma_max`.
+fn has_sigma_limits(sampler: SamplerKind) -> bool {
+    matches!(sampler, SamplerKind::UniPc | SamplerKind::Euler)
+}
+
+fn unsupported(object: &Map<String, Value>, key: &str, remedy: &str) -> DiffusionError {
+    DiffusionError::UnsupportedValue {
         key: key.to_owned(),
         value: object.get(key).unwrap_or(&Value::Null).to_string(),
         remedy: remedy.to_owned(),
-    };
-    for key in DPM_SOLVER_SWITCHES {
-        let mut on = false;
-        read(object, key, "true or false", &mut on)?;
-        if on {
-            return Err(unsupported(key, "set it to false: the timesteps then follow timestep_spacing"));
+    }
+}
+
+/// The spacing of noise levels, and where they end.
+fn read_sigmas(object: &Map<String, Value>, config: &mut SchedulerConfig) -> Result<()> {
+    for key in SWITCHES_OFF {
+        let mut on = Some(false);
+        read(object, key, SWITCH, &mut on)?;
+        if on == Some(true) {
+            return Err(unsupported(object, key, "set it to false: the noise levels then follow timestep_spacing"));
         }
     }
+    let sampler = config.sampler;
+    for (key, spacing) in SigmaSpacing::SWITCHES.into_iter().filter(|(_, spacing)| has_spacing(sampler, *spacing)) {
+        let mut on = Some(false);
+        read(object, key, SWITCH, &mut on)?;
+        if on == Some(true) {
+            if config.sigmas.spacing != SigmaSpacing::Timesteps {
+                return Err(unsupported(object, key, "another use_*_sigmas is true as well: keep one"));
+            }
+            config.sigmas.spacing = spacing;
+        }
+    }
+    if has_sigma_limits(sampler) {
+        for (key, limit) in [("sigma_min", &mut config.sigmas.sigma_min), ("sigma_max", &mut config.sigmas.sigma_max)] {
+            read(object, key, "null or a number above 0", limit)?;
+            if let Some(value) = limit.filter(|sigma| !(*sigma > 0.0 && sigma.is_finite())) {
+                return Err(invalid(key, &json!(value), "null or a number above 0"));
+            }
+        }
+    }
+    if sampler == SamplerKind::Euler {
+        config.sigmas.log_linear = one_of(object, "interpolation_type", ["linear", "log_linear"])?;
+        config.sigmas.continuous = one_of(object, "timestep_type", ["discrete", "continuous"])?;
+    }
+    if sampler != SamplerKind::Heun {
+        read(object, "final_sigmas_type", "zero or sigma_min", &mut config.dpm_solver.final_sigmas_type)?;
+    }
+    Ok(())
+}
+
+/// Whether a key holds the second of two words; the first is the default.
+fn one_of(object: &Map<String, Value>, key: &str, [first, second]: [&str; 2]) -> Result<bool> {
+    let mut word = first.to_owned();
+    let expected = format!("{first} or {second}");
+    read(object, key, &expected, &mut word)?;
+    match word.as_str() {
+        word if word == first => Ok(false),
+        word if word == second => Ok(true),
+        _ => Err(unsupported(object, key, &format!("use {expected}"))),
+    }
+}
+
+fn read_order(object: &Map<String, Value>, options: &mut DpmSolverOptions) -> Result<()> {
+    read(object, "solver_order", "1, 2 or 3", &mut options.solver_order)?;
+    if !matches!(options.solver_order, 1..=3) {
+        return Err(unsupported(object, "solver_order", "use 1, 2 or 3"));
+    }
+    read(object, "lower_order_final", SWITCH, &mut options.lower_order_final)
+}
+
+fn read_unipc(object: &Map<String, Value>, config: &mut SchedulerConfig) -> Result<()> {
+    read_sigmas(object, config)?;
+    read_order(object, &mut config.dpm_solver)?;
+    read(object, "predict_x0", SWITCH, &mut config.unipc.predict_x0)?;
+    let mut solver_type = "bh2".to_owned();
+    read(object, "solver_type", "a string", &mut solver_type)?;
+    config.unipc.solver_type = match solver_type.as_str() {
+        "bh1" => UniPcType::Bh1,
+        // The last three name rules of other solvers and mean bh2 here.
+        "bh2" | "midpoint" | "heun" | "logrho" => UniPcType::Bh2,
+        _ => return Err(unsupported(object, "solver_type", "use bh1 or bh2")),
+    };
+    let steps = "a list of step numbers, 0 or more";
+    read(object, "disable_corrector", steps, &mut config.unipc.disable_corrector)?;
+    for (key, remedy) in [
+        ("solver_p", "set it to null: the predictor is UniPC's own"),
+        ("shift_terminal", "set it to null: it belongs to use_flow_sigmas"),
+    ] {
+        if object.get(key).is_some_and(|value| !value.is_null()) {
+            return Err(unsupported(object, key, remedy));
+        }
+    }
+    Ok(())
+}
+
+fn read_dpm_solver(object: &Map<String, Value>, config: &mut SchedulerConfig) -> Result<()> {
+    read_sigmas(object, config)?;
+    let options = &mut config.dpm_solver;
+    read_order(object, options)?;
     let mut algorithm = "dpmsolver++".to_owned();
     read(object, "algorithm_type", "a string", &mut algorithm)?;
-    // `deis` is read as dpmsolver++ by the software that writes these files.
-    if !matches!(algorithm.as_str(), "dpmsolver++" | "deis") {
-        return Err(unsupported("algorithm_type", "use dpmsolver++ (deterministic, predicts x_0)"));
-    }
-    read(object, "solver_order", "1 or 2", &mut options.solver_order)?;
-    if !matches!(options.solver_order, 1 | 2) {
-        return Err(unsupported("solver_order", "use 2 (or 1)"));
-    }
+    options.algorithm = match algorithm.as_str() {
+        // `deis` is read as dpmsolver++ by the software that writes these files.
+        "dpmsolver++" | "deis" => Algorithm::OdeX0,
+        "sde-dpmsolver++" => Algorithm::SdeX0,
+        "dpmsolver" => Algorithm::OdeEps,
+        "sde-dpmsolver" => Algorithm::SdeEps,
+        _ => {
+            return Err(unsupported(
+                object,
+                "algorithm_type",
+                "use dpmsolver++, sde-dpmsolver++, dpmsolver or sde-dpmsolver",
+            ));
+        }
+    };
     let mut solver_type = "midpoint".to_owned();
     read(object, "solver_type", "a string", &mut solver_type)?;
     options.solver_type = match solver_type.as_str() {
         // The last three name rules of other solvers and mean midpoint here.
-        "midpoint" | "logrho" | "bh1" | "bh2" => super::config::SolverType::Midpoint,
-        "heun" => super::config::SolverType::Heun,
-        _ => return Err(unsupported("solver_type", "use midpoint or heun")),
+        "midpoint" | "logrho" | "bh1" | "bh2" => SolverType::Midpoint,
+        "heun" => SolverType::Heun,
+        _ => return Err(unsupported(object, "solver_type", "use midpoint or heun")),
     };
-    let switch = "true or false";
-    read(object, "lower_order_final", switch, &mut options.lower_order_final)?;
-    read(object, "euler_at_final", switch, &mut options.euler_at_final)?;
-    read(object, "final_sigmas_type", "zero or sigma_min", &mut options.final_sigmas_type)?;
+    if config.sampler == SamplerKind::DpmSolverPp {
+        read(object, "euler_at_final", SWITCH, &mut options.euler_at_final)?;
+    }
     options.lambda_min_clipped = match object.get("lambda_min_clipped") {
         None | Some(Value::Null) => f64::NEG_INFINITY,
         Some(value) => match value {
@@ -293,6 +440,7 @@ fn read_dpm_solver(object: &Map<String, Value>, config: &mut SchedulerConfig) ->
         .filter(|lambda: &f64| !lambda.is_nan() && *lambda < f64::INFINITY)
         .ok_or_else(|| invalid("lambda_min_clipped", value, "a number, \"-inf\" or null"))?,
     };
+    super::dpm_solver::check(config)?;
     let mut variance_type: Option<VarianceType> = None;
     read(object, "variance_type", VARIANCE_TYPES, &mut variance_type)?;
     config.variance_type = variance_type.unwrap_or_default();
@@ -338,7 +486,7 @@ fn quote_bare_floats(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::diffusion::{BetaSchedule, DpmSolverOptions, FinalSigmas, SolverType};
+    use crate::diffusion::{BetaSchedule, FinalSigmas, SigmaOptions, UniPcOptions};
 
     fn error(text: &str) -> String {
         SchedulerConfig::from_json(text).unwrap_err().to_string()
@@ -371,7 +519,7 @@ mod tests {
 
     #[test]
     fn every_written_config_reads_back() {
-        for sampler in [SamplerKind::Ddpm, SamplerKind::Ddim, SamplerKind::DpmSolverPp] {
+        for sampler in SamplerKind::ALL {
             let mut config = SchedulerConfig::new(sampler);
             config.timestep_spacing = Some(sampler.default_spacing());
             assert_eq!(SchedulerConfig::from_json(&config.to_json()).unwrap(), config);
@@ -385,7 +533,8 @@ mod tests {
             dynamic_thresholding_ratio: 0.9,
             sample_max_value: 2.5,
             dpm_solver: DpmSolverOptions {
-                solver_order: 1,
+                algorithm: Algorithm::SdeX0,
+                solver_order: 3,
                 solver_type: SolverType::Heun,
                 lower_order_final: false,
                 euler_at_final: true,
@@ -427,11 +576,22 @@ mod tests {
     fn what_would_change_the_result_is_refused_by_name() {
         let dpm = |rest: &str| format!(r#"{{"_class_name": "DPMSolverMultistepScheduler", {rest}}}"#);
         let ddpm = |rest: &str| format!(r#"{{"_class_name": "DDPMScheduler", {rest}}}"#);
+        let of = |class: &str, rest: &str| format!(r#"{{"_class_name": "{class}", {rest}}}"#);
         for (text, words) in [
             (r#"{"_class_name": "PNDMScheduler"}"#.to_owned(), ["PNDMScheduler", "DDIMScheduler"]),
-            (dpm(r#""solver_order": 3"#), ["`solver_order` = 3", "use 2"]),
-            (dpm(r#""algorithm_type": "sde-dpmsolver++""#), ["`algorithm_type`", "sde-dpmsolver++"]),
-            (dpm(r#""use_karras_sigmas": true"#), ["`use_karras_sigmas` = true", "false"]),
+            (dpm(r#""solver_order": 4"#), ["`solver_order` = 4", "use 1, 2 or 3"]),
+            (dpm(r#""algorithm_type": "rk""#), ["`algorithm_type`", "sde-dpmsolver++"]),
+            (dpm(r#""algorithm_type": "dpmsolver""#), ["final_sigmas_type", "sigma_min"]),
+            (dpm(r#""use_beta_sigmas": true"#), ["`use_beta_sigmas` = true", "false"]),
+            (dpm(r#""use_karras_sigmas": true, "use_lu_lambdas": true"#), ["`use_lu_lambdas` = true", "keep one"]),
+            (of("UniPCMultistepScheduler", r#""solver_type": "bh3""#), ["`solver_type`", "bh2"]),
+            (of("UniPCMultistepScheduler", r#""solver_p": "x""#), ["`solver_p`", "null"]),
+            (of("UniPCMultistepScheduler", r#""disable_corrector": [-1]"#), ["`disable_corrector`", "[-1]"]),
+            (of("EulerDiscreteScheduler", r#""sigma_min": 0.0"#), ["`sigma_min`", "above 0"]),
+            (of("EulerDiscreteScheduler", r#""interpolation_type": "cubic""#), ["`interpolation_type`", "log_linear"]),
+            (of("EulerDiscreteScheduler", r#""timestep_type": 3"#), ["`timestep_type`", "continuous"]),
+            (of("HeunDiscreteScheduler", r#""beta_schedule": "exp""#), ["`beta_schedule`", "exp"]),
+            (of("HeunDiscreteScheduler", r#""use_beta_sigmas": true"#), ["`use_beta_sigmas`", "false"]),
             (dpm(r#""solver_type": "rk4""#), ["`solver_type`", "rk4"]),
             (ddpm(r#""prediction_type": "velocity""#), ["`prediction_type`", "velocity"]),
             (ddpm(r#""beta_schedule": "quadratic""#), ["`beta_schedule`", "quadratic"]),
@@ -456,5 +616,42 @@ mod tests {
     fn keys_of_the_other_classes_are_skipped() {
         let text = r#"{"_class_name": "DDIMScheduler", "variance_type": "fixed_large", "solver_order": 3}"#;
         assert_eq!(SchedulerConfig::from_json(text).unwrap(), SchedulerConfig::new(SamplerKind::Ddim));
+    }
+
+    #[test]
+    fn every_key_of_the_sigma_samplers_is_read() {
+        let read = |class: &str, rest: &str| {
+            SchedulerConfig::from_json(&format!(r#"{{"_class_name": "{class}", {rest}}}"#)).unwrap()
+        };
+        let euler = read(
+            "EulerDiscreteScheduler",
+            r#""interpolation_type": "log_linear", "timestep_type": "continuous", "use_exponential_sigmas": true,
+               "sigma_min": 0.1, "sigma_max": 40, "final_sigmas_type": "sigma_min", "use_karras_sigmas": null"#,
+        );
+        let sigmas = SigmaOptions {
+            spacing: SigmaSpacing::Exponential,
+            sigma_min: Some(0.1),
+            sigma_max: Some(40.0),
+            log_linear: true,
+            continuous: true,
+        };
+        assert_eq!((euler.sigmas, euler.dpm_solver.final_sigmas_type), (sigmas, FinalSigmas::SigmaMin));
+        assert_eq!(SchedulerConfig::from_json(&euler.to_json()).unwrap().sigmas, sigmas);
+        let heun = read("HeunDiscreteScheduler", r#""use_karras_sigmas": true, "clip_sample": true"#);
+        assert_eq!((heun.sigmas.spacing, heun.clip_sample), (SigmaSpacing::Karras, true));
+        assert_eq!((heun.betas.beta_start, heun.betas.beta_end), (0.00085, 0.012));
+        let unipc = read(
+            "UniPCMultistepScheduler",
+            r#""solver_order": 3, "solver_type": "bh1", "predict_x0": false, "disable_corrector": [0, 2],
+               "lower_order_final": false, "final_sigmas_type": "sigma_min", "solver_p": null"#,
+        );
+        let options = UniPcOptions { solver_type: UniPcType::Bh1, predict_x0: false, disable_corrector: vec![0, 2] };
+        assert_eq!(unipc.unipc, options);
+        assert_eq!((unipc.dpm_solver.solver_order, unipc.dpm_solver.lower_order_final), (3, false));
+        assert_eq!(SchedulerConfig::from_json(&unipc.to_json()).unwrap().unipc, options);
+        let inverse = read("DDIMInverseScheduler", r#""set_alpha_to_zero": false"#);
+        assert_eq!((inverse.sampler, inverse.set_alpha_to_one), (SamplerKind::DdimInverse, false));
+        let single = read("DPMSolverSinglestepScheduler", r#""algorithm_type": "sde-dpmsolver++", "solver_order": 3"#);
+        assert_eq!((single.dpm_solver.algorithm, single.dpm_solver.lower_order_final), (Algorithm::SdeX0, false));
     }
 }

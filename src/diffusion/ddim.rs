@@ -1,7 +1,7 @@
 //! Step tables of DDIM (2010.02502, eq. 12 and 16), on training timesteps or a respaced chain.
 
 use super::clip::Clip;
-use super::config::{SamplerKind, SchedulerConfig};
+use super::config::{Compat, SamplerKind, SchedulerConfig};
 use super::error::{DiffusionError, Result};
 use super::parameterization::{PredictionType, eps_from_x0};
 use super::posterior::Posterior;
@@ -13,8 +13,8 @@ use super::timesteps::ddpm_timesteps;
 impl StepTable {
     /// DDIM over the timesteps of `config`, whatever sampler it names. Learned variances are not read.
     ///
-    /// For compatibility with released pipelines a step goes from t to t - floor(T / N) whatever the spacing, not to
-    /// the next visited timestep; below 0 it goes to alpha_bar = 1, or to that of timestep 0 unless
+    /// A step goes to the next visited timestep, with [`Compat::Diffusers`] from t to t - floor(T / N) whatever the spacing
+    /// (the same for leading spacing). The last step goes to alpha_bar = 1, or to that of timestep 0 unless
     /// `set_alpha_to_one`. The direction term uses the network's own eps; with `use_clipped_model_output` it uses the
     /// eps that the clipped x_0 implies.
     ///
@@ -35,13 +35,52 @@ impl StepTable {
         let step = DdimStep::new(config.prediction_type, eta, use_clipped_model_output)?;
         let rows = timesteps
             .iter()
-            .map(|&t| {
-                let next = t.checked_sub(stride);
+            .enumerate()
+            .map(|(i, &t)| {
+                let next = match config.compat {
+                    Compat::Paper => timesteps.get(i + 1).copied(),
+                    Compat::Diffusers => t.checked_sub(stride),
+                };
                 let alpha_bar_next = next.map_or(final_alpha_bar, |s| schedule.alpha_bars[s]);
                 let row = step.row(t, schedule.alpha_bars[t], alpha_bar_next)?;
                 Ok(StepRow { timestep: t as f32, ..row })
             })
             .collect::<Result<Vec<_>>>()?;
+        Ok(ddim_table(rows, config.clip()))
+    }
+
+    /// Deterministic DDIM run backwards over the timesteps of `config`, whatever sampler it names: encodes a clean image into
+    /// the latent that [`StepTable::ddim`] with eta 0 takes back to it.
+    ///
+    /// The step that asks the network at t starts from the level of the timestep visited before, with
+    /// [`Compat::Diffusers`] from that of t - floor(T / N), and ends at the level of t. The first starts at alpha_bar = 1, or at
+    /// that of timestep 0 unless `set_alpha_to_one`.
+    ///
+    /// # Errors
+    /// As [`StepTable::build`]; a sample prediction where the first step starts at alpha_bar = 1, which leaves eps open.
+    pub fn ddim_inverse(config: &SchedulerConfig, num_inference_steps: usize) -> Result<Self> {
+        let config = config.with_sampler(SamplerKind::DdimInverse);
+        let schedule = Schedule::new(&config.betas)?;
+        let num_timesteps = schedule.num_timesteps();
+        let mut timesteps = ddpm_timesteps(config.spacing(), num_timesteps, num_inference_steps, config.steps_offset)?;
+        timesteps.reverse();
+        let stride = num_timesteps / num_inference_steps;
+        let initial = if config.set_alpha_to_one { 1.0 } else { schedule.alpha_bars[0] };
+        let step = DdimStep::new(config.prediction_type, 0.0, false)?;
+        let mut before = None;
+        let mut rows = Vec::with_capacity(timesteps.len());
+        for &t in &timesteps {
+            let from = match config.compat {
+                Compat::Paper => before,
+                Compat::Diffusers => t.checked_sub(stride),
+            };
+            let alpha_bar = from.map_or(initial, |s| schedule.alpha_bars[s]);
+            if alpha_bar == 1.0 && config.prediction_type == PredictionType::Sample {
+                return Err(DiffusionError::SampleAtCleanLevel);
+            }
+            rows.push(StepRow { timestep: t as f32, ..step.row(t, alpha_bar, schedule.alpha_bars[t])? });
+            before = Some(t);
+        }
         Ok(ddim_table(rows, config.clip()))
     }
 
@@ -132,7 +171,7 @@ impl DdimStep {
 }
 
 fn ddim_table(rows: Vec<StepRow>, clip: Clip) -> StepTable {
-    StepTable { rows, clip, learned_variance: None, init_noise_sigma: 1.0 }
+    StepTable { rows, clip, init_noise_sigma: 1.0, ..StepTable::default() }
 }
 
 #[cfg(test)]

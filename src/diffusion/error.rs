@@ -49,6 +49,15 @@ pub enum DiffusionError {
         /// The timestep.
         timestep: usize,
     },
+    /// eps cannot be recovered from an x_0 prediction where there is no noise.
+    #[error(
+        "the first step of DDIM inversion starts from a clean image, where eps cannot be computed from a sample \
+         prediction: set set_alpha_to_one to false, or use trailing spacing"
+    )]
+    SampleAtCleanLevel,
+    /// Options that exclude one another.
+    #[error("{0}")]
+    Options(String),
     /// The file is not JSON.
     #[error("scheduler config is not valid JSON: {0}")]
     Json(#[from] serde_json::Error),

@@ -11,7 +11,8 @@
 //! | [`timesteps`], [`respacing`] | which timesteps a short sampler visits | 2305.08891, 2102.09672 |
 //! | [`config`], [`config_json`] | `scheduler_config.json`, read and written | |
 //! | [`step_table`] | one row of scalars per sampling step, for every sampler | |
-//! | [`ancestral`], [`ddim`], [`dpm_solver`] | the rows of each sampler | 2006.11239, 2010.02502, 2211.01095 |
+//! | [`ancestral`], [`ddim`], [`dpm_solver`], [`dpm_singlestep`], [`unipc`], [`euler`] | the rows of each sampler | 2006.11239, 2010.02502, 2211.01095, 2302.04867, 2206.00364 |
+//! | [`levels`] | the noise levels that the last four visit | 2206.00364 |
 //! | [`clip`] | clipping and dynamic thresholding of the x_0 estimate | 2205.11487 |
 //! | [`decoder`], [`vlb`] | the variational bound in bits per dimension, and its gradient | 2006.11239, 2102.09672 |
 //! | [`loss`] | training objectives and per-timestep weights | 2102.09672, 2303.09556 |
@@ -24,11 +25,16 @@ pub mod betas;
 pub mod clip;
 pub mod config;
 pub mod config_json;
+#[cfg(test)]
+mod convergence;
 pub mod ddim;
 pub mod decoder;
+pub mod dpm_singlestep;
 pub mod dpm_solver;
 pub mod error;
+pub mod euler;
 pub mod forward;
+pub mod levels;
 pub mod loss;
 pub mod objective;
 pub mod parameterization;
@@ -37,12 +43,16 @@ pub mod respacing;
 pub mod schedule;
 pub mod step_table;
 pub mod timesteps;
+pub mod unipc;
 pub mod variance;
 pub mod vlb;
 
 pub use betas::{BetaConfig, BetaSchedule};
 pub use clip::Clip;
-pub use config::{DpmSolverOptions, FinalSigmas, SamplerKind, SchedulerConfig, SolverType};
+pub use config::{
+    Algorithm, Churn, Compat, DpmSolverOptions, FinalSigmas, SamplerKind, SchedulerConfig, SigmaOptions, SigmaSpacing,
+    SolverType, UniPcOptions, UniPcType,
+};
 pub use error::{DiffusionError, Result};
 pub use loss::{LossWeighting, Objective};
 pub use objective::{Example, ExampleLoss, LossScalars, Real, TrainingObjective};
@@ -50,7 +60,7 @@ pub use parameterization::{Linear2, PredictionType};
 pub use posterior::Posterior;
 pub use respacing::Respaced;
 pub use schedule::Schedule;
-pub use step_table::{LearnedVariance, StepRow, StepTable};
+pub use step_table::{History, Keep, LearnedVariance, StepRow, StepTable};
 pub use timesteps::TimestepSpacing;
 pub use variance::VarianceType;
 pub use vlb::{VbTerm, Vlb};

@@ -3,12 +3,18 @@
 //! Every sampler reduces to
 //!
 //! ```text
-//! x0     = clip(c_x0x * x_t + c_x0m * model)
-//! x_next = a * x_t + b * x0 + e * model + p * x0_prev + std * z
+//! x0         = clip(c_x0x * x_t + c_x0m * model)
+//! x_next     = a * x_t + b * x0 + e * model + p * x0_prev + q * x0_prev2 + r * saved + std * z
+//! saved_next = k.x * x_t + k.x0 * x0 + k.x0_prev * x0_prev + k.x0_prev2 * x0_prev2 + k.saved * saved
 //! ```
 //!
-//! where `model` is the network's raw output in its own parameterisation, `x0_prev` the clipped x_0 of the step before
-//! and z standard normal. A kernel that knows this formula runs any of them.
+//! where `model` is the network's raw output in its own parameterisation, `x0_prev` and `x0_prev2` the clipped x_0 of the
+//! two steps before, `saved` a state the sampler fills as it likes and z standard normal. A kernel that knows this
+//! formula runs any of them. Which of `x0_prev2` and `saved` exist at all is [`StepTable::history`].
+//!
+//! The state is always in the variance-preserving scale, x_t = alpha x_0 + sigma eps with alpha^2 + sigma^2 = 1: it is what
+//! the network reads. Samplers that are published in the variance-exploding scale differ by a factor a step,
+//! [`StepTable::published_scale`].
 
 use super::clip::Clip;
 use super::config::{SamplerKind, SchedulerConfig};
@@ -23,6 +29,37 @@ pub enum LearnedVariance {
     Direct,
     /// v interpolates log variances: std = exp(0.5 (f log_max + (1 - f) log_min)), f = (v + 1) / 2.
     LogRange,
+}
+
+/// The saved state after a step as a combination of what the step read, x_0 being the clipped one.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Keep {
+    /// Factor of x_t.
+    pub x: f64,
+    /// Factor of this step's x_0.
+    pub x0: f64,
+    /// Factor of the previous step's x_0.
+    pub x0_prev: f64,
+    /// Factor of the x_0 of two steps before.
+    pub x0_prev2: f64,
+    /// Factor of the saved state itself.
+    pub saved: f64,
+}
+
+/// Which states a table needs besides x and the previous x_0. What is not needed takes no memory and no traffic.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct History {
+    /// The x_0 of two steps before.
+    pub x0_prev2: bool,
+    /// The saved state.
+    pub saved: bool,
+}
+
+impl History {
+    /// Whether there is any.
+    pub fn any(self) -> bool {
+        self.x0_prev2 || self.saved
+    }
 }
 
 /// The scalars of one sampling step; see the [module](self) for the formula.
@@ -42,6 +79,12 @@ pub struct StepRow {
     pub e: f64,
     /// Factor of the previous step's x_0 in x_next; 0 where there is none.
     pub p: f64,
+    /// Factor of the x_0 of two steps before in x_next; 0 where there is none.
+    pub q: f64,
+    /// Factor of the saved state in x_next; 0 where there is none.
+    pub r: f64,
+    /// What becomes of the saved state.
+    pub keep: Keep,
     /// Standard deviation of the noise; not read if the variance is learned.
     pub s: f64,
     /// Log variance at v = -1; read by [`LearnedVariance::LogRange`] only.
@@ -61,19 +104,25 @@ pub struct StepInput {
     pub model: f64,
     /// The network's variance channel; not read if the variance is fixed.
     pub v: f64,
-    /// The previous step's clipped x_0; not read where `p` is 0.
+    /// The previous step's clipped x_0; not read where its factors are 0.
     pub x0_prev: f64,
+    /// The clipped x_0 of two steps before; not read where its factors are 0.
+    pub x0_prev2: f64,
+    /// The saved state; not read where its factors are 0.
+    pub saved: f64,
     /// A standard normal draw; not read in steps without noise.
     pub z: f64,
 }
 
 impl StepRow {
     /// Length of [`packed`](Self::packed).
-    pub const PACKED_LEN: usize = 12;
+    pub const PACKED_LEN: usize = 18;
 
-    /// The row for a device: timestep, c_x0x, c_x0m, a, b, e, p, s, log_min, log_max, noise (0 or 1), 0.
+    /// The row for a device: timestep, c_x0x, c_x0m, a, b, e, p, s, log_min, log_max, noise (0 or 1), q, r, and the
+    /// factors of [`Keep`] in their order.
     ///
-    /// In f64: near alpha_bar = 0 coefficients nearly cancel, and f32 would show in x_0. Twelve keep rows 16-byte aligned.
+    /// In f64: near alpha_bar = 0 coefficients nearly cancel, and f32 would show in x_0. Their number is even, so that rows
+    /// stay aligned to 16 bytes.
     pub fn packed(&self) -> [f64; Self::PACKED_LEN] {
         let noise = if self.noise { 1.0 } else { 0.0 };
         [
@@ -88,7 +137,13 @@ impl StepRow {
             self.log_min,
             self.log_max,
             noise,
-            0.0,
+            self.q,
+            self.r,
+            self.keep.x,
+            self.keep.x0,
+            self.keep.x0_prev,
+            self.keep.x0_prev2,
+            self.keep.saved,
         ]
     }
 
@@ -114,10 +169,28 @@ impl StepRow {
         if self.p != 0.0 {
             x_next += self.p * input.x0_prev;
         }
+        if self.q != 0.0 {
+            x_next += self.q * input.x0_prev2;
+        }
+        if self.r != 0.0 {
+            x_next += self.r * input.saved;
+        }
         if self.noise {
             x_next += self.noise_std(learned, input.v) * input.z;
         }
         x_next
+    }
+
+    /// The saved state of one element after the step, given its clipped x_0.
+    pub fn saved_next(&self, input: &StepInput, x0: f64) -> f64 {
+        let Keep { x, x0: now, x0_prev, x0_prev2, saved } = self.keep;
+        let mut next = x * input.x_t + now * x0;
+        for (factor, value) in [(x0_prev, input.x0_prev), (x0_prev2, input.x0_prev2), (saved, input.saved)] {
+            if factor != 0.0 {
+                next += factor * value;
+            }
+        }
+        next
     }
 
     /// One step of one element: (x_next, clipped x_0). `clip_scale` is the image's [`Clip::dynamic_scale`].
@@ -134,7 +207,7 @@ impl StepRow {
 }
 
 /// A whole sampling run as data: one row per network evaluation, first step first.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct StepTable {
     /// The steps.
     pub rows: Vec<StepRow>,
@@ -145,14 +218,31 @@ pub struct StepTable {
     pub learned_variance: Option<LearnedVariance>,
     /// Standard deviation of the initial x.
     pub init_noise_sigma: f64,
+    /// For samplers published in the variance-exploding scale: x after step i times entry i is what they call x. Empty where
+    /// the published x is the state itself.
+    pub published_scale: Vec<f64>,
+}
+
+/// The states of one image that a step reads and replaces.
+#[derive(Debug)]
+pub struct ImageStates<'a> {
+    /// x_t, becomes x_next.
+    pub x: &'a mut [f64],
+    /// The previous x_0, becomes this step's.
+    pub x0_prev: &'a mut [f64],
+    /// The x_0 of two steps before, becomes the previous one; empty unless [`History::x0_prev2`].
+    pub x0_prev2: &'a mut [f64],
+    /// The saved state; empty unless [`History::saved`].
+    pub saved: &'a mut [f64],
 }
 
 impl StepTable {
-    /// The table of a sampler configuration for `num_inference_steps` steps; `eta` is DDIM's.
+    /// The table of a sampler configuration for `num_inference_steps` steps; `eta` is DDIM's. Heun evaluates the network
+    /// twice a step but the last, so its table has 2 N - 1 rows.
     ///
     /// # Errors
     /// Timesteps that do not fit the schedule, an invalid noise schedule, eta outside 0..=1 or given to a sampler other
-    /// than DDIM, or eps prediction at an alpha_bar of 0.
+    /// than DDIM, eps prediction at an alpha_bar of 0, or options that exclude one another.
     pub fn build(config: &SchedulerConfig, num_inference_steps: usize, eta: f64) -> Result<Self> {
         if config.sampler != SamplerKind::Ddim && eta != 0.0 {
             let sampler = config.sampler;
@@ -161,7 +251,21 @@ impl StepTable {
         match config.sampler {
             SamplerKind::Ddpm => Self::ddpm(config, num_inference_steps),
             SamplerKind::Ddim => Self::ddim(config, num_inference_steps, eta, false),
+            SamplerKind::DdimInverse => Self::ddim_inverse(config, num_inference_steps),
             SamplerKind::DpmSolverPp => Self::dpm_solver_pp(config, num_inference_steps),
+            SamplerKind::DpmSolverSinglestep => Self::dpm_solver_singlestep(config, num_inference_steps),
+            SamplerKind::UniPc => Self::unipc(config, num_inference_steps),
+            SamplerKind::Euler => Self::euler(config, num_inference_steps),
+            SamplerKind::EulerAncestral => Self::euler_ancestral(config, num_inference_steps),
+            SamplerKind::Heun => Self::heun(config, num_inference_steps),
+        }
+    }
+
+    /// The states that the rows read besides x and the previous x_0.
+    pub fn history(&self) -> History {
+        History {
+            x0_prev2: self.rows.iter().any(|row| row.q != 0.0 || row.keep.x0_prev2 != 0.0),
+            saved: self.rows.iter().any(|row| row.r != 0.0),
         }
     }
 
@@ -170,17 +274,29 @@ impl StepTable {
         self.rows.iter().flat_map(StepRow::packed).collect()
     }
 
-    /// Runs step `step` on one image in place: `x` is x_t and becomes x_next, `x0_prev` becomes this step's x_0.
+    /// [`step_states`](Self::step_states) of a table without [`history`](Self::history).
+    ///
+    /// # Panics
+    /// As there, and a table that has history.
+    pub fn step_image(&self, step: usize, x: &mut [f64], model: &[f64], v: &[f64], x0_prev: &mut [f64], z: &[f64]) {
+        self.step_states(step, ImageStates { x, x0_prev, x0_prev2: &mut [], saved: &mut [] }, model, v, z);
+    }
+
+    /// Runs step `step` on the states of one image.
     ///
     /// `v` may be empty if the variance is fixed, `z` if the step adds no noise; any element order will do as long as
     /// all slices share it.
     ///
     /// # Panics
     /// `step` outside the table, or a slice of another length than `x`.
-    pub fn step_image(&self, step: usize, x: &mut [f64], model: &[f64], v: &[f64], x0_prev: &mut [f64], z: &[f64]) {
+    pub fn step_states(&self, step: usize, states: ImageStates<'_>, model: &[f64], v: &[f64], z: &[f64]) {
         let row = &self.rows[step];
+        let history = self.history();
+        let ImageStates { x, x0_prev, x0_prev2, saved } = states;
         let reads_v = row.noise && self.learned_variance.is_some();
         assert!(model.len() == x.len() && x0_prev.len() == x.len());
+        assert!(!history.x0_prev2 || x0_prev2.len() == x.len(), "the second previous x_0 has another length than x");
+        assert!(!history.saved || saved.len() == x.len(), "the saved state has another length than x");
         assert!(!reads_v || v.len() == x.len(), "the variance channels have another length than x");
         assert!(!row.noise || z.len() == x.len(), "the noise has another length than x");
         let scale = match self.clip {
@@ -196,9 +312,18 @@ impl StepTable {
                 model: model[i],
                 v: if reads_v { v[i] } else { 0.0 },
                 x0_prev: x0_prev[i],
+                x0_prev2: if history.x0_prev2 { x0_prev2[i] } else { 0.0 },
+                saved: if history.saved { saved[i] } else { 0.0 },
                 z: if row.noise { z[i] } else { 0.0 },
             };
-            (x[i], x0_prev[i]) = row.apply(&input, self.clip, scale, self.learned_variance);
+            let (x_next, x0) = row.apply(&input, self.clip, scale, self.learned_variance);
+            if history.x0_prev2 {
+                x0_prev2[i] = x0_prev[i];
+            }
+            if history.saved {
+                saved[i] = row.saved_next(&input, x0);
+            }
+            (x[i], x0_prev[i]) = (x_next, x0);
         }
     }
 }
@@ -223,15 +348,19 @@ mod tests {
         b: 0.25,
         e: 0.125,
         p: -0.5,
+        q: 0.0,
+        r: 0.0,
+        keep: Keep { x: 0.0, x0: 0.0, x0_prev: 0.0, x0_prev2: 0.0, saved: 0.0 },
         s: 0.1,
         log_min: -4.0,
         log_max: -2.0,
         noise: true,
     };
+    const KEEP: Keep = Keep { x: 1.5, x0: -2.5, x0_prev: 3.5, x0_prev2: 0.75, saved: 0.5 };
 
     #[test]
     fn apply_follows_the_formula() {
-        let input = StepInput { x_t: 1.0, model: -0.5, v: 0.5, x0_prev: 0.75, z: -2.0 };
+        let input = StepInput { x_t: 1.0, model: -0.5, v: 0.5, x0_prev: 0.75, x0_prev2: -3.0, saved: 5.0, z: -2.0 };
         // x0 = 2 + 0.5 clamped to 2.
         let (x_next, x0) = ROW.apply(&input, Clip::Range(2.0), 1.0, None);
         assert_eq!(x0, 2.0);
@@ -244,15 +373,20 @@ mod tests {
     #[test]
     fn unread_inputs_may_hold_nan() {
         let row = StepRow { p: 0.0, noise: false, ..ROW };
-        let input = StepInput { x_t: 1.0, model: 0.0, v: f64::NAN, x0_prev: f64::NAN, z: f64::NAN };
+        let nan = f64::NAN;
+        let input = StepInput { x_t: 1.0, model: 0.0, v: nan, x0_prev: nan, x0_prev2: nan, saved: nan, z: nan };
         assert_eq!(row.apply(&input, Clip::None, 1.0, Some(LearnedVariance::Direct)), (1.0, 2.0));
+        let row = StepRow { keep: Keep { x: 3.0, x0: -1.0, ..Keep::default() }, ..row };
+        assert_eq!(row.saved_next(&input, 2.0), 1.0);
     }
 
     #[test]
     fn packing_keeps_the_order() {
-        let expected = [7.0, 2.0, -1.0, 0.5, 0.25, 0.125, -0.5, 0.1, -4.0, -2.0, 1.0, 0.0];
-        assert_eq!(ROW.packed(), expected);
-        let table = StepTable { rows: vec![ROW, ROW], clip: Clip::None, learned_variance: None, init_noise_sigma: 1.0 };
+        let row = StepRow { q: 8.0, r: 9.0, keep: KEEP, ..ROW };
+        let expected =
+            [7.0, 2.0, -1.0, 0.5, 0.25, 0.125, -0.5, 0.1, -4.0, -2.0, 1.0, 8.0, 9.0, 1.5, -2.5, 3.5, 0.75, 0.5];
+        assert_eq!(row.packed(), expected);
+        let table = StepTable { rows: vec![row, row], ..StepTable::default() };
         assert_eq!(table.packed(), [expected, expected].concat());
     }
 
@@ -261,13 +395,35 @@ mod tests {
         let table = StepTable {
             rows: vec![StepRow { a: 0.0, e: 0.0, b: 1.0, p: 0.0, noise: false, ..ROW }],
             clip: Clip::Dynamic { ratio: 0.5, max_value: 100.0 },
-            learned_variance: None,
-            init_noise_sigma: 1.0,
+            ..StepTable::default()
         };
         // x0 = 2 x - m = 1, -4, 8: the median magnitude is 4.
         let (mut x, mut x0_prev) = ([0.5, -2.0, 3.5], [f64::NAN; 3]);
         table.step_image(0, &mut x, &[0.0, 0.0, -1.0], &[], &mut x0_prev, &[]);
         assert_eq!(x, [0.25, -1.0, 1.0]);
         assert_eq!(x0_prev, x);
+    }
+
+    #[test]
+    fn history_is_read_shifted_and_kept() {
+        let row = StepRow { noise: false, q: 2.0, r: -1.0, keep: KEEP, ..ROW };
+        let table = StepTable { rows: vec![row], ..StepTable::default() };
+        assert_eq!(table.history(), History { x0_prev2: true, saved: true });
+        let (mut x, mut x0_prev, mut x0_prev2, mut saved) = ([1.0], [0.75], [-3.0], [5.0]);
+        let states = ImageStates { x: &mut x, x0_prev: &mut x0_prev, x0_prev2: &mut x0_prev2, saved: &mut saved };
+        table.step_states(0, states, &[-0.5], &[], &[]);
+        // x0 = 2.5; x_next = 0.5 + 0.625 - 0.0625 - 0.375 - 6 - 5.
+        assert_eq!((x0_prev, x0_prev2), ([2.5], [0.75]));
+        assert_eq!(x, [0.5 + 0.625 - 0.0625 - 0.375 - 6.0 - 5.0]);
+        assert_eq!(saved, [1.5 - 6.25 + 2.625 - 2.25 + 2.5]);
+    }
+
+    #[test]
+    fn only_what_is_read_counts_as_history() {
+        let table = |row| StepTable { rows: vec![ROW, row], ..StepTable::default() }.history();
+        assert_eq!(table(ROW), History::default());
+        assert_eq!(table(StepRow { keep: Keep { x: 1.0, ..Keep::default() }, ..ROW }), History::default());
+        assert_eq!(table(StepRow { r: 1.0, ..ROW }), History { x0_prev2: false, saved: true });
+        assert_eq!(table(StepRow { q: 1.0, ..ROW }), History { x0_prev2: true, saved: false });
     }
 }

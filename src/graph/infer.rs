@@ -311,7 +311,9 @@ impl Check<'_> {
                 vec![([*batch].into(), F32)]
             }
             Op::SamplerStep(s) => {
-                self.count(6 + usize::from(s.noise == super::NoiseSource::Given))?;
+                let given = usize::from(s.noise == super::NoiseSource::Given);
+                let history = s.table.history();
+                self.count(6 + given + usize::from(history.x0_prev2) + usize::from(history.saved))?;
                 let x = self.image(0)?;
                 let model = x.with_batch(x.batch() * if s.guidance.is_some() { 2 } else { 1 });
                 let with_variance = model.with_channels(2 * x.channels());
@@ -326,6 +328,11 @@ impl Check<'_> {
                 let mut out = vec![(x, F32), (x, F32)];
                 if s.picture {
                     out.push((x, DType::U8));
+                }
+                let states = [(history.x0_prev2, "second previous x_0"), (history.saved, "saved state")];
+                for (i, (_, name)) in states.into_iter().filter(|(used, _)| *used).enumerate() {
+                    self.expect(6 + given + i, name, x)?;
+                    out.push((x, F32));
                 }
                 out
             }

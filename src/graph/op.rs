@@ -137,6 +137,9 @@ pub enum NoiseSource {
 }
 
 /// The fused sampling step: guidance, x_0, clipping, learned variance, noise and the update, in one pass.
+///
+/// Operands: x, model, previous x_0, step, sample index, key, then what is used of z, second previous x_0 and saved state
+/// ([`StepTable::history`]). Results: x_next, x_0, then what is used of the picture and of both states' next values.
 #[derive(Clone, Debug)]
 pub struct SamplerStep {
     /// One row of coefficients per step.
@@ -148,6 +151,24 @@ pub struct SamplerStep {
     /// Whether x_next as a picture is a result, too: bytes `[N, H, W, C]`, each [`crate::levels::to_byte`] of the stored
     /// f32. It is that of every step and not of the last alone, so that the picture is x's whenever it is read.
     pub picture: bool,
+}
+
+impl SamplerStep {
+    /// Positions of the second previous x_0 and of the saved state among the operands.
+    pub fn history_operands(&self) -> [Option<usize>; 2] {
+        self.history_from(6 + usize::from(self.noise == NoiseSource::Given))
+    }
+
+    /// Positions of both states' next values among the results.
+    pub fn history_results(&self) -> [Option<usize>; 2] {
+        self.history_from(2 + usize::from(self.picture))
+    }
+
+    fn history_from(&self, first: usize) -> [Option<usize>; 2] {
+        let history = self.table.history();
+        let second = first + usize::from(history.x0_prev2);
+        [history.x0_prev2.then_some(first), history.saved.then_some(second)]
+    }
 }
 
 /// Forward noising, x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps, in one pass.

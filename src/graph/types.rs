@@ -46,7 +46,9 @@ impl Op {
             Op::DiffusionLoss { noise: LossNoise::Redrawn, .. } => vec![Act, F32, I32, I32, F32],
             Op::StepTimestep { .. } | Op::Advance => vec![I32],
             Op::SamplerStep(s) => {
-                [vec![F32, Act, F32, I32, I32, I32], vec![F32; some(s.noise == NoiseSource::Given)]].concat()
+                let history = s.table.history();
+                let more = some(s.noise == NoiseSource::Given) + some(history.x0_prev2) + some(history.saved);
+                [vec![F32, Act, F32, I32, I32, I32], vec![F32; more]].concat()
             }
             Op::GlobalNorm | Op::AdamW(_) => vec![F32; operands],
         }

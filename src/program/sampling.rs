@@ -81,12 +81,20 @@ impl SamplingProgram {
             noise: options.noise,
             picture: true,
         });
-        let operands: Vec<ValueId> = [x, net.out, x0, step, sample_index, key].into_iter().chain(z).collect();
+        let history = options.table.history();
+        let mut state = |name: &str, used: bool| used.then(|| graph.state(name, shape, DType::F32));
+        let states: Vec<ValueId> =
+            [state("x0_prev2", history.x0_prev2), state("saved", history.saved)].into_iter().flatten().collect();
+        let operands: Vec<ValueId> =
+            [x, net.out, x0, step, sample_index, key].into_iter().chain(z).chain(states.iter().copied()).collect();
         let results = graph.push(sampler, &operands)?;
         let next = graph.apply(Op::Advance, &[step])?;
         graph.keep(results[2]);
         graph.bind(results[0], x);
         graph.bind(results[1], x0);
+        for (&next, state) in results[3..].iter().zip(states) {
+            graph.bind(next, state);
+        }
         graph.bind(next, step);
         fuse(&mut graph);
         Ok(Self {

@@ -2,6 +2,7 @@
 
 use super::Tensor;
 use crate::diffusion::StepTable;
+use crate::diffusion::step_table::ImageStates;
 use crate::graph::NoiseSource;
 use crate::graph::op::SamplerStep;
 use crate::levels::to_byte;
@@ -12,9 +13,10 @@ pub(super) fn timestep(table: &StepTable, batch: usize, step: Tensor) -> Vec<Vec
     vec![vec![f64::from(row.timestep); batch]]
 }
 
-/// Inputs: x, model, x0_prev, step, sample_index, key, (z).
+/// Inputs: x, model, x0_prev, step, sample_index, key, (z), (x0_prev2), (saved).
 pub(super) fn step(s: &SamplerStep, t: &[Tensor]) -> Vec<Vec<f64>> {
     let (mut x, mut x0) = (t[0].data.to_vec(), t[2].data.to_vec());
+    let mut history = s.history_operands().map(|at| at.map_or(Vec::new(), |at| t[at].data.to_vec()));
     let step = t[3].data[0] as usize;
     let channels = t[0].shape.channels();
     let model_channels = t[1].shape.channels();
@@ -43,12 +45,11 @@ pub(super) fn step(s: &SamplerStep, t: &[Tensor]) -> Vec<Vec<f64>> {
                 NoiseSource::Philox => sequence.normal_f64(i),
             })
             .collect();
-        s.table.step_image(step, x, &model, &v, x0, &z);
-    }
-    if !s.picture {
-        return vec![x, x0];
+        let [x0_prev2, saved] = history.each_mut().map(|state| state.chunks_mut(sample).nth(n).unwrap_or_default());
+        s.table.step_states(step, ImageStates { x, x0_prev: x0, x0_prev2, saved }, &model, &v, &z);
     }
     // Of the f32 that a reader of x gets, so that both show the same picture.
-    let picture = x.iter().map(|&x| f64::from(to_byte(x as f32))).collect();
-    vec![x, x0, picture]
+    let picture = s.picture.then(|| x.iter().map(|&x| f64::from(to_byte(x as f32))).collect());
+    let used = history.into_iter().filter(|state| !state.is_empty());
+    [x, x0].into_iter().chain(picture).chain(used).collect()
 }

@@ -149,11 +149,14 @@ fn report(case: &Case, check: case::Check, backend: &dyn Backend) -> CheckReport
     let outcome = match base.kind.as_str() {
         "forward" => network::forward(case, check, backend),
         "debug_activations" => network::activations(case, check, backend),
-        "sample" => network::sample(case, check, backend),
+        "sample" | "sample_cfg" => network::sample(case, check, backend),
+        "invert" => network::invert(case, check, backend),
         "grad" => training::gradients(case, check, backend),
         "train" => training::steps(case, check, backend),
         "vlb" => tables::bound(check),
+        "schedule" if check.value("diffusion").is_object() => tables::respaced(check),
         "schedule" => tables::schedule(case, check),
+        "respace_errors" => tables::respace_errors(check),
         other => Err(check.error(format!("checks of type {other:?} are not supported"))),
     };
     match outcome {

@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
+use serde::Deserialize;
+
 use super::case::{Case, Check};
 use super::{Measured, VerifyError, relative_error, tolerance_key};
 use crate::backend::{Backend, BackendError, Executable};
-use crate::diffusion::StepTable;
+use crate::diffusion::{Churn, Compat, SchedulerConfig, StepTable};
 use crate::graph::{NoiseSource, ValueId};
-use crate::layout::nhwc_to_nchw;
+use crate::layout::{nchw_to_nhwc, nhwc_to_nchw};
 use crate::program::{Batch, ForwardProgram, SamplingOptions, SamplingProgram};
 
 /// A value of `[N, H, W, C]` as NCHW, or any other value as it is.
@@ -74,50 +76,156 @@ pub(super) fn activations(case: &Case, check: Check, backend: &dyn Backend) -> R
     Ok(worst)
 }
 
+/// A run of a step table on the case's model.
+struct Run<'a> {
+    case: &'a Case,
+    check: Check<'a>,
+    backend: &'a dyn Backend,
+    guidance: Option<Guidance>,
+}
+
+/// Classifier-free guidance of a check.
+#[derive(Deserialize)]
+struct Guidance {
+    scale: f64,
+    null_class: u32,
+}
+
+impl Run<'_> {
+    /// Takes all steps from `x`, NHWC and of the published scale; `noise` holds z of every step. `each` gets the number of a
+    /// step and x after it, NCHW in the published scale; the last of these is the result.
+    fn steps(
+        &self,
+        table: StepTable,
+        ([n, c, h, w], mut x): ([usize; 4], Vec<f32>),
+        noise: Option<&[Vec<f32>]>,
+        each: &mut dyn FnMut(usize, &[f64]),
+    ) -> Result<Vec<f64>, VerifyError> {
+        if noise.is_none() && table.rows.iter().any(|r| r.noise) {
+            return Err(self.check.error("the sampler draws noise, the case gives none"));
+        }
+        if noise.is_some_and(|noise| noise.len() < table.rows.len()) {
+            return Err(self.check.error("the case gives less noise than the sampler has steps"));
+        }
+        x.iter_mut().for_each(|v| *v = (f64::from(*v) * table.init_noise_sigma) as f32);
+        let options = SamplingOptions {
+            table: Arc::new(table),
+            guidance: self.guidance.as_ref().map(|guidance| guidance.scale),
+            noise: if noise.is_some() { NoiseSource::Given } else { NoiseSource::Philox },
+        };
+        let program = SamplingProgram::new(self.case.config()?, Batch { n, h, w }, &options)?;
+        let mut exe = self.backend.compile(program.plan.clone())?;
+        self.case.load(exe.as_mut())?;
+        exe.write_f32(program.x, &x)?;
+        match (&self.guidance, program.class) {
+            (Some(guidance), Some(class)) => {
+                let (_, labels) = self.check.input("class_labels")?;
+                let null = std::iter::repeat_n(guidance.null_class, labels.len());
+                let labels: Vec<u32> = labels.iter().map(|&label| label as u32).chain(null).collect();
+                exe.write_u32(class, &labels)?;
+            }
+            _ => self.check.write_labels(exe.as_mut(), program.class)?,
+        }
+        let mut last = vec![0.0; n * c * h * w];
+        for step in 0..options.table.rows.len() {
+            if let (Some(z), Some(noise)) = (program.z, noise) {
+                exe.write_f32(z, &noise[step])?;
+            }
+            exe.run()?;
+            exe.finish()?;
+            last = read(exe.as_ref(), program.x)?;
+            if let Some(scale) = options.table.published_scale.get(step) {
+                last.iter_mut().for_each(|v| *v *= scale);
+            }
+            each(step, &last);
+        }
+        Ok(last)
+    }
+
+    /// As [`Run::steps`], and compares what the case has of the way.
+    fn compared(
+        &self,
+        table: StepTable,
+        start: ([usize; 4], Vec<f32>),
+        noise: Option<&[Vec<f32>]>,
+    ) -> Result<(Vec<f64>, Measured), VerifyError> {
+        self.check_times(&table)?;
+        let tolerance = self.check.get("tol_rel_fp32")?;
+        let kept: Vec<usize> = self.check.get("trajectory_steps")?;
+        let trajectory = self.check.output("trajectory")?;
+        let mut worst = Measured::new(0.0, tolerance, "");
+        let mut seen = 0;
+        let x = self.steps(table, start, noise, &mut |step, x| {
+            if let Some(at) = kept.iter().position(|&k| k == step) {
+                let golden = trajectory.get(at * x.len()..(at + 1) * x.len()).unwrap_or_default();
+                let error = Measured::new(relative_error(x, golden), tolerance, format!("x after step {step}"));
+                let before = std::mem::replace(&mut worst, Measured::new(0.0, tolerance, ""));
+                worst = before.worse(error);
+                seen += 1;
+            }
+        })?;
+        if seen != kept.len() {
+            return Err(self.check.error(format!("{seen} of {} recorded steps were taken", kept.len())));
+        }
+        Ok((x, worst))
+    }
+
+    /// The network is asked at the recorded times, as far as f32 holds them.
+    fn check_times(&self, table: &StepTable) -> Result<(), VerifyError> {
+        let expected: Vec<f64> = self.check.get("timesteps")?;
+        let visited: Vec<f64> = table.rows.iter().map(|r| f64::from(r.timestep)).collect();
+        let same = |(v, e): (&f64, &f64)| (v - e).abs() <= 1e-6 * e.abs().max(1.0);
+        if visited.len() != expected.len() || !visited.iter().zip(&expected).all(same) {
+            return Err(self.check.error(format!("timesteps {visited:?} instead of {expected:?}")));
+        }
+        Ok(())
+    }
+}
+
+/// The sampler of a check, as diffusers has it.
+fn sampler(check: Check) -> Result<SchedulerConfig, VerifyError> {
+    let mut scheduler = check.scheduler("scheduler")?;
+    scheduler.compat = Compat::Diffusers;
+    if check.value("step_kwargs").is_object() {
+        let field = |key: &str| {
+            check.value("step_kwargs")[key].as_f64().ok_or_else(|| check.error(format!("step_kwargs has no {key}")))
+        };
+        scheduler.churn = Some(Churn {
+            s_churn: field("s_churn")?,
+            s_tmin: field("s_tmin")?,
+            s_tmax: field("s_tmax")?,
+            s_noise: field("s_noise")?,
+        });
+    }
+    Ok(scheduler)
+}
+
+/// A sampling run, guided where the check says so.
 pub(super) fn sample(case: &Case, check: Check, backend: &dyn Backend) -> Result<Measured, VerifyError> {
-    let scheduler = check.scheduler("scheduler")?;
+    let scheduler = sampler(check)?;
     let eta = check.value("eta").as_f64().unwrap_or(0.0);
     let table = StepTable::build(&scheduler, check.get("num_inference_steps")?, eta)?;
-    let expected: Vec<f64> = check.get("timesteps")?;
-    let visited: Vec<f64> = table.rows.iter().map(|r| f64::from(r.timestep)).collect();
-    if visited != expected {
-        return Err(check.error(format!("timesteps {visited:?} instead of {expected:?}")));
-    }
-    let ([n, c, h, w], mut x) = check.images("x_T")?;
-    x.iter_mut().for_each(|v| *v = (f64::from(*v) * table.init_noise_sigma) as f32);
+    let guidance = if check.value("guidance").is_object() { Some(check.get("guidance")?) } else { None };
+    let run = Run { case, check, backend, guidance };
     let noise = if check.has_input("noise") { Some(step_images(check, "noise")?) } else { None };
-    let options = SamplingOptions {
-        table: Arc::new(table),
-        guidance: None,
-        noise: if noise.is_some() { NoiseSource::Given } else { NoiseSource::Philox },
-    };
-    if noise.is_none() && options.table.rows.iter().any(|r| r.noise) {
-        return Err(check.error("the sampler draws noise, the case gives none"));
-    }
-    let program = SamplingProgram::new(case.config()?, Batch { n, h, w }, &options)?;
-    let mut exe = backend.compile(program.plan.clone())?;
-    case.load(exe.as_mut())?;
-    exe.write_f32(program.x, &x)?;
-    check.write_labels(exe.as_mut(), program.class)?;
-
+    let (x, worst) = run.compared(table, check.images("x_T")?, noise.as_deref())?;
     let tolerance = check.get("tol_rel_fp32")?;
-    let kept: Vec<usize> = check.get("trajectory_steps")?;
-    let trajectory = check.output("trajectory")?;
-    let mut worst = Measured::new(0.0, tolerance, "");
-    for step in 0..options.table.rows.len() {
-        if let (Some(z), Some(noise)) = (program.z, &noise) {
-            exe.write_f32(z, &noise[step])?;
-        }
-        exe.run()?;
-        exe.finish()?;
-        if let Some(at) = kept.iter().position(|&k| k == step) {
-            let golden = &trajectory[at * n * c * h * w..][..n * c * h * w];
-            let error = relative_error(&read(exe.as_ref(), program.x)?, golden);
-            worst = worst.worse(Measured::new(error, tolerance, format!("x after step {step}")));
-        }
-    }
-    let error = relative_error(&read(exe.as_ref(), program.x)?, &check.output("x_0")?);
-    Ok(worst.worse(Measured::new(error, tolerance, "x_0")))
+    Ok(worst.worse(Measured::new(relative_error(&x, &check.output("x_0")?), tolerance, "x_0")))
+}
+
+/// DDIM inversion of an image, and DDIM back from its latent.
+pub(super) fn invert(case: &Case, check: Check, backend: &dyn Backend) -> Result<Measured, VerifyError> {
+    let scheduler = sampler(check)?;
+    let steps = check.get("num_inference_steps")?;
+    let run = Run { case, check, backend, guidance: None };
+    let (shape, image) = check.images("x_0")?;
+    let (latent, worst) = run.compared(StepTable::build(&scheduler, steps, 0.0)?, (shape, image), None)?;
+    let start: Vec<f32> = latent.iter().map(|&v| v as f32).collect();
+    let back = StepTable::ddim(&scheduler, steps, 0.0, false)?;
+    let image = run.steps(back, (shape, nchw_to_nhwc(&start, shape)), None, &mut |_, _| {})?;
+    let tolerance = check.get("tol_rel_fp32")?;
+    let worst = worst.worse(Measured::new(relative_error(&latent, &check.output("x_T")?), tolerance, "x_T"));
+    Ok(worst.worse(Measured::new(relative_error(&image, &check.output("x_rec")?), tolerance, "x_rec")))
 }
 
 /// `[steps, N, C, H, W]` as one NHWC batch per step.

@@ -3,9 +3,10 @@
 use super::case::{Case, Check};
 use super::training::betas;
 use super::{Measured, VerifyError, relative_error};
+use crate::diffusion::respacing::space_timesteps;
 use crate::diffusion::timesteps::{ddpm_timesteps, dpm_solver_timesteps};
 use crate::diffusion::vlb::prior_bpd;
-use crate::diffusion::{PredictionType, Schedule, TimestepSpacing, VarianceType, Vlb};
+use crate::diffusion::{BetaConfig, PredictionType, Respaced, Schedule, TimestepSpacing, VarianceType, Vlb};
 
 pub(super) fn schedule(case: &Case, check: Check) -> Result<Measured, VerifyError> {
     let tolerance = check.get("tol_rel_fp32")?;
@@ -39,6 +40,61 @@ pub(super) fn schedule(case: &Case, check: Check) -> Result<Measured, VerifyErro
         }
     }
     Ok(worst)
+}
+
+/// The tables of a schedule that guided-diffusion respaced.
+pub(super) fn respaced(check: Check) -> Result<Measured, VerifyError> {
+    let diffusion = check.value("diffusion");
+    let unknown = |key: &str| check.error(format!("diffusion.{key} is not understood"));
+    let steps = diffusion["diffusion_steps"].as_u64().ok_or_else(|| unknown("diffusion_steps"))? as usize;
+    let betas = match diffusion["noise_schedule"].as_str() {
+        Some("linear") => BetaConfig::adm_linear(steps),
+        Some("cosine") => BetaConfig::cosine(steps),
+        _ => return Err(unknown("noise_schedule")),
+    };
+    let spec = diffusion["timestep_respacing"].as_str().ok_or_else(|| unknown("timestep_respacing"))?;
+    let chain = Respaced::new(&Schedule::new(&betas)?, spec)?;
+    let expected: Vec<usize> = check.get("timestep_map")?;
+    if chain.timestep_map != expected {
+        return Err(check.error(format!("timesteps {:?} instead of {expected:?}", chain.timestep_map)));
+    }
+    let tolerance = check.get("tol_rel_fp32")?;
+    let s = &chain.schedule;
+    let mut worst = Measured::new(0.0, tolerance, "");
+    for name in check.value("outputs").as_object().into_iter().flatten().map(|(name, _)| name) {
+        let table = match name.as_str() {
+            "betas" => s.betas.clone(),
+            "alphas_cumprod" => s.alpha_bars.clone(),
+            "posterior_variance" => s.posterior_variance.clone(),
+            "posterior_log_variance_clipped" => s.posterior_log_variance_clipped.clone(),
+            "posterior_mean_coef1" => s.posterior_mean_coef1.clone(),
+            "posterior_mean_coef2" => s.posterior_mean_coef2.clone(),
+            "log_betas" => s.log_betas.clone(),
+            "fixed_large_variance" => s.fixed_large_log_variance.iter().map(|v| v.exp()).collect(),
+            other => return Err(check.error(format!("there is no table {other:?}"))),
+        };
+        let golden = check.output(name)?;
+        // Element by element: the tables span many orders of magnitude.
+        let share = table.iter().zip(&golden).map(|(a, g)| (a - g).abs() / g.abs().max(1e-30));
+        let error = share.fold(0.0, |m: f64, s| if s.is_nan() { f64::INFINITY } else { m.max(s) });
+        let error = if table.len() == golden.len() { error } else { f64::INFINITY };
+        worst = worst.worse(Measured::new(error, tolerance, name.clone()));
+    }
+    Ok(worst)
+}
+
+/// Section strings that guided-diffusion refuses or takes; the error is the number of those that end otherwise here.
+pub(super) fn respace_errors(check: Check) -> Result<Measured, VerifyError> {
+    let mut differing = Vec::new();
+    for (request, outcome) in check.value("cases").as_object().into_iter().flatten() {
+        let unreadable = || check.error(format!("the request {request:?} cannot be read"));
+        let (steps, spec) = request.split_once('/').ok_or_else(unreadable)?;
+        let taken = space_timesteps(steps.parse().map_err(|_| unreadable())?, spec).is_ok();
+        if taken != (outcome.as_str() == Some("ok")) {
+            differing.push(request.as_str());
+        }
+    }
+    Ok(Measured::new(differing.len() as f64, 0.5, differing.join(", ")))
 }
 
 /// The timesteps of a specification `Class/spacing/stepsN/offsetK`.

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use warpdiff::backend::{Backend, BackendError, Executable, Precision};
 use warpdiff::diffusion::{
-    BetaConfig, Clip, LearnedVariance, PredictionType, SamplerKind, SchedulerConfig, StepRow, StepTable, VarianceType,
+    BetaConfig, Clip, Keep, LearnedVariance, PredictionType, SamplerKind, SchedulerConfig, StepRow, StepTable,
+    VarianceType,
 };
 use warpdiff::graph::op::SamplerStep;
 use warpdiff::graph::{DType, Graph, NoiseSource, Op, Plan, ValueId};
@@ -23,6 +24,8 @@ struct Loop {
     exe: Box<dyn Executable>,
     x: ValueId,
     x0: ValueId,
+    /// The second previous x_0 and the saved state, where the table has them.
+    states: Vec<ValueId>,
     step: ValueId,
     picture: ValueId,
     t: ValueId,
@@ -79,21 +82,31 @@ impl Setting {
         graph.keep(t);
         let table = Arc::clone(&self.table);
         let sampler = SamplerStep { table, guidance: self.guidance, noise: self.noise, picture: true };
-        let operands: Vec<ValueId> = [x, model, x0, step, index, key].into_iter().chain(z).collect();
+        let history = self.table.history();
+        let mut state = |name: &str, used: bool| used.then(|| graph.state(name, self.shape, DType::F32));
+        let states: Vec<ValueId> =
+            [state("x0_prev2", history.x0_prev2), state("saved", history.saved)].into_iter().flatten().collect();
+        let operands: Vec<ValueId> =
+            [x, model, x0, step, index, key].into_iter().chain(z).chain(states.iter().copied()).collect();
         let results = graph.push(Op::SamplerStep(sampler), &operands).unwrap();
         let next = graph.apply(Op::Advance, &[step]).unwrap();
         graph.keep(results[2]);
         graph.bind(results[0], x);
         graph.bind(results[1], x0);
+        for (&next, &state) in results[3..].iter().zip(&states) {
+            graph.bind(next, state);
+        }
         graph.bind(next, step);
         let mut exe = backend.compile(Plan::new(graph)).unwrap();
         exe.write_f32(x, &normals(self.elements(), 1)).unwrap();
         // Nothing may read it before a step has written it.
-        exe.write_f32(x0, &vec![f32::NAN; self.elements()]).unwrap();
+        for &state in [x0].iter().chain(&states) {
+            exe.write_f32(state, &vec![f32::NAN; self.elements()]).unwrap();
+        }
         exe.write_u32(step, &[0]).unwrap();
         exe.write_u32(index, &(0..n as u32).map(|i| 1_000_000 + 3 * i).collect::<Vec<_>>()).unwrap();
         exe.write_u32(key, &[3, 4]).unwrap();
-        Loop { exe, x, x0, step, picture: results[2], t, model, z }
+        Loop { exe, x, x0, states, step, picture: results[2], t, model, z }
     }
 
     /// The model's output of a step: normals, or positive variances in the upper channels where they are read directly.
@@ -125,6 +138,14 @@ impl Setting {
                 let data = if name == "step" { vec![step as f64 + 1.0] } else { l.exe.read_f64(value).unwrap() };
                 results.push(Measured::new(format!("{name} after step {step}"), dtype, data));
             }
+            // What is not written yet is NaN everywhere and compares with nothing.
+            for (i, &state) in l.states.iter().enumerate() {
+                let data = l.exe.read_f64(state).unwrap();
+                if data.iter().all(|v| v.is_nan()) {
+                    continue;
+                }
+                results.push(Measured::new(format!("state {i} after step {step}"), DType::F32, data));
+            }
             l.assert_picture_is_of_x();
         }
         results
@@ -138,7 +159,7 @@ fn scheduler(kind: SamplerKind, prediction: PredictionType, variance: VarianceTy
 /// Five steps of each sampler; the states are updated in place.
 #[test]
 fn loops_follow_the_reference() {
-    for kind in [SamplerKind::Ddpm, SamplerKind::Ddim, SamplerKind::DpmSolverPp] {
+    for kind in SamplerKind::ALL {
         for (betas, prediction) in [
             (BetaConfig::linear(1000), PredictionType::Epsilon),
             // Coefficients of x_0 in the thousands at the first step.
@@ -147,7 +168,10 @@ fn loops_follow_the_reference() {
             (BetaConfig::linear(1000), PredictionType::Sample),
         ] {
             let eta = if kind == SamplerKind::Ddim { 0.7 } else { 0.0 };
-            let config = SchedulerConfig { betas, ..scheduler(kind, prediction, VarianceType::FixedSmall) };
+            let mut config = SchedulerConfig { betas, ..scheduler(kind, prediction, VarianceType::FixedSmall) };
+            // With all the states that the sampler can have; and inversion of x_0 needs noise to start from.
+            config.dpm_solver.solver_order = if kind == SamplerKind::DpmSolverPp { 2 } else { 3 };
+            config.set_alpha_to_one = kind != SamplerKind::DdimInverse;
             let table = StepTable::build(&config, 5, eta).unwrap();
             for shape in [[2, 3, 5, 3], [1, 4, 4, 1]] {
                 let setting = Setting::new(table.clone(), shape);
@@ -170,6 +194,7 @@ fn rows(p: f64) -> Vec<StepRow> {
         log_min: -4.0,
         log_max: -1.0,
         noise: true,
+        ..StepRow::default()
     };
     let late = StepRow { timestep: 1.5, p, noise: false, ..row };
     vec![row, StepRow { p, ..row }, late]
@@ -187,7 +212,7 @@ fn all_variants_of_a_step_match_the_reference() {
     for clip in clips {
         for learned_variance in [None, Some(LearnedVariance::Direct), Some(LearnedVariance::LogRange)] {
             for (guidance, noise) in [(None, NoiseSource::Given), (Some(2.5), NoiseSource::Philox)] {
-                let table = StepTable { rows: rows(-0.3), clip, learned_variance, init_noise_sigma: 1.0 };
+                let table = StepTable { rows: rows(-0.3), clip, learned_variance, ..StepTable::default() };
                 for shape in [[2, 3, 5, 3], [3, 2, 4, 1]] {
                     let setting = Setting { guidance, noise, ..Setting::new(table.clone(), shape) };
                     judge(&format!("{clip:?}, {learned_variance:?}, {guidance:?}"), |backend| setting.run(backend));
@@ -197,10 +222,36 @@ fn all_variants_of_a_step_match_the_reference() {
     }
 }
 
+/// Rows that read and replace every state, and rows that use one of the two only.
+#[test]
+fn history_matches_the_reference() {
+    let keep = Keep { x: 0.3, x0: -0.6, ..Keep::default() };
+    let begin = StepRow { keep, ..rows(0.0)[0] };
+    let next = StepRow { p: -0.3, keep: Keep { x0_prev: 0.2, saved: 0.5, ..keep }, r: 0.4, ..begin };
+    let all = StepRow { q: 0.15, keep: Keep { x0_prev2: -0.7, ..next.keep }, noise: false, ..next };
+    let two = StepRow { q: 0.25, ..rows(-0.3)[1] };
+    let tables = [vec![begin, next, all], vec![begin, next, next], vec![rows(0.0)[0], rows(-0.3)[1], two, two]];
+    for rows in tables {
+        for (clip, learned_variance) in [
+            (Clip::None, None),
+            (Clip::Range(1.25), Some(LearnedVariance::LogRange)),
+            (Clip::Dynamic { ratio: 0.9, max_value: 3.0 }, None),
+        ] {
+            for (guidance, noise) in [(None, NoiseSource::Given), (Some(2.5), NoiseSource::Philox)] {
+                let table = StepTable { rows: rows.clone(), clip, learned_variance, ..StepTable::default() };
+                for shape in [[2, 3, 5, 3], [3, 2, 4, 1], [1, 1, 1, 1]] {
+                    let setting = Setting { guidance, noise, ..Setting::new(table.clone(), shape) };
+                    judge(&format!("{:?}, {clip:?}, {guidance:?}", table.history()), |backend| setting.run(backend));
+                }
+            }
+        }
+    }
+}
+
 /// A sampler with a fixed variance leaves the variance channels of a model unread.
 #[test]
 fn variance_channels_may_be_left_unread() {
-    let table = StepTable { rows: rows(0.0), clip: Clip::Range(1.0), learned_variance: None, init_noise_sigma: 1.0 };
+    let table = StepTable { rows: rows(0.0), clip: Clip::Range(1.0), ..StepTable::default() };
     let setting = Setting { model_channels: 6, guidance: Some(1.5), ..Setting::new(table, [2, 3, 5, 3]) };
     judge("unread variance", |backend| setting.run(backend));
 }
@@ -208,7 +259,7 @@ fn variance_channels_may_be_left_unread() {
 /// x_0 of one step that gives the model's output itself, thresholded.
 fn thresholded(clip: Clip, shape: [usize; 4], output: &[f32], backend: &dyn Backend) -> Vec<f64> {
     let row = StepRow { c_x0m: 1.0, b: 1.0, ..StepRow::default() };
-    let table = StepTable { rows: vec![row], clip, learned_variance: None, init_noise_sigma: 1.0 };
+    let table = StepTable { rows: vec![row], clip, ..StepTable::default() };
     let mut l = Setting::new(table, shape).compile(backend);
     l.exe.write_f32(l.model, output).unwrap();
     l.exe.run().unwrap();
@@ -264,7 +315,7 @@ fn levels_and_borders() -> Vec<f32> {
 #[test]
 fn pictures_are_rounded_as_files_are() {
     let row = StepRow { c_x0x: 1.0, a: 0.5, b: 0.5, ..StepRow::default() };
-    let table = StepTable { rows: vec![row], clip: Clip::None, learned_variance: None, init_noise_sigma: 1.0 };
+    let table = StepTable { rows: vec![row], ..StepTable::default() };
     let values = levels_and_borders();
     for shape in [[1, 20, 77, 1], [3, 1, 1, 515], [257, 1, 2, 3], [1, 1, 1, 1]] {
         let setting = Setting::new(table.clone(), shape);
@@ -285,7 +336,7 @@ fn pictures_are_rounded_as_files_are() {
 
 #[test]
 fn bytes_are_read_as_bytes_and_nothing_else_is() {
-    let table = StepTable { rows: rows(0.0), clip: Clip::None, learned_variance: None, init_noise_sigma: 1.0 };
+    let table = StepTable { rows: rows(0.0), ..StepTable::default() };
     everywhere(|backend| {
         let mut l = Setting::new(table.clone(), [2, 3, 5, 3]).compile(backend);
         l.exe.run().unwrap();
@@ -301,7 +352,7 @@ fn bytes_are_read_as_bytes_and_nothing_else_is() {
 #[test]
 fn large_images_are_thresholded_after_guidance() {
     let clip = Clip::Dynamic { ratio: 0.95, max_value: 10.0 };
-    let table = StepTable { rows: rows(0.0)[..1].to_vec(), clip, learned_variance: None, init_noise_sigma: 1.0 };
+    let table = StepTable { rows: rows(0.0)[..1].to_vec(), clip, ..StepTable::default() };
     let setting = Setting { guidance: Some(3.0), ..Setting::new(table, [2, 79, 70, 3]) };
     judge("large images", |backend| setting.run(backend));
 }
@@ -323,7 +374,7 @@ fn a_nan_stays_in_its_element() {
 #[test]
 fn a_step_beyond_the_table_gives_nan() {
     let clip = Clip::Dynamic { ratio: 0.8, max_value: 60.0 };
-    let table = StepTable { rows: rows(0.0), clip, learned_variance: None, init_noise_sigma: 1.0 };
+    let table = StepTable { rows: rows(0.0), clip, ..StepTable::default() };
     on_devices(Precision::F32, |backend| {
         let setting = Setting::new(table.clone(), [2, 3, 5, 3]);
         let mut l = setting.compile(backend);
@@ -342,7 +393,7 @@ fn a_step_beyond_the_table_gives_nan() {
 fn an_image_has_the_same_bits_in_any_batch() {
     let clip = Clip::Dynamic { ratio: 0.9, max_value: 3.0 };
     let table =
-        StepTable { rows: rows(0.2), clip, learned_variance: Some(LearnedVariance::LogRange), init_noise_sigma: 1.0 };
+        StepTable { rows: rows(0.2), clip, learned_variance: Some(LearnedVariance::LogRange), ..StepTable::default() };
     let table = Arc::new(table);
     on_devices(Precision::Bf16, |backend| {
         let result = |n: usize| {

@@ -195,11 +195,17 @@ impl CpuExecutable {
             }
             Op::SamplerStep(s) => {
                 let z = if s.noise == NoiseSource::Given { inp(6) } else { Span::NONE };
-                let reads = [inp(0), inp(1), inp(2), inp(3), inp(4), inp(5), z];
-                let ([x_t, model, x0_prev, step, sample, key, z], [x, x0, picture]) =
-                    self.memory.split(reads, [out(0), out(1), out(2)]);
+                let [older, saved] = s.history_operands().map(|at| at.map_or(Span::NONE, inp));
+                let [older_next, saved_next] = s.history_results().map(|at| at.map_or(Span::NONE, out));
+                let picture = if s.picture { out(2) } else { Span::NONE };
+                let reads = [inp(0), inp(1), inp(2), inp(3), inp(4), inp(5), z, older, saved];
+                let writes = [out(0), out(1), older_next, saved_next];
+                let ([x_t, model, x0_prev, step, sample, key, z, older, saved], [x, x0, older_next, saved_next]) =
+                    self.memory.split(reads, writes);
                 start_from(x_t, x);
                 start_from(x0_prev, x0);
+                start_from(older, older_next);
+                start_from(saved, saved_next);
                 let operands = sampling::Operands {
                     model,
                     step: bytemuck::cast_slice(step)[0],
@@ -208,7 +214,9 @@ impl CpuExecutable {
                     z,
                 };
                 let channels = (shape(node.inputs[0]).channels(), shape(node.inputs[1]).channels());
-                sampling::step(s, channels, operands, x, x0, bytemuck::cast_slice_mut(workspace));
+                let states = sampling::States { x, x0_prev: x0, x0_prev2: older_next, saved: saved_next };
+                sampling::step(s, channels, operands, states, bytemuck::cast_slice_mut(workspace));
+                let ([x], [picture]) = self.memory.split([out(0)], [picture]);
                 sampling::picture(x, bytes_mut(picture));
             }
             Op::Advance => {

@@ -1,5 +1,6 @@
 //! The fused sampling step.
 
+use rayon::iter::Either;
 use rayon::prelude::*;
 
 use crate::diffusion::step_table::StepInput;
@@ -23,7 +24,19 @@ pub(super) struct Operands<'a> {
     pub z: &'a [f32],
 }
 
-/// Advances x_t to x_next and the previous x_0 to this step's, both in place.
+/// What a step advances in place; the last two are empty where the sampler has no such state.
+pub(super) struct States<'a> {
+    /// x_t, becomes x_next.
+    pub x: &'a mut [f32],
+    /// The previous x_0, becomes this step's.
+    pub x0_prev: &'a mut [f32],
+    /// The x_0 of two steps before, becomes the previous one.
+    pub x0_prev2: &'a mut [f32],
+    /// The saved state.
+    pub saved: &'a mut [f32],
+}
+
+/// Advances the states by a step, in place.
 ///
 /// `channels` are those of x and of the model output. The scalars are f64, so that a step adds no more than the
 /// rounding of its result. `magnitudes` has room for one number per element of x.
@@ -31,8 +44,7 @@ pub(super) fn step(
     s: &SamplerStep,
     (c, model_c): (usize, usize),
     t: Operands,
-    x: &mut [f32],
-    x0_prev: &mut [f32],
+    States { x, x0_prev, x0_prev2, saved }: States,
     magnitudes: &mut [f64],
 ) {
     let batch = t.sample.len();
@@ -43,8 +55,10 @@ pub(super) fn step(
     x.par_chunks_mut(image)
         .zip(x0_prev.par_chunks_mut(image))
         .zip(magnitudes[..batch * image].par_chunks_mut(image))
+        .zip(images(x0_prev2, batch, image))
+        .zip(images(saved, batch, image))
         .enumerate()
-        .for_each(|(n, ((x, x0_prev), magnitudes))| {
+        .for_each(|(n, ((((x, x0_prev), magnitudes), x0_prev2), saved))| {
             let conditional = &t.model[n * output..][..output];
             let unconditional = s.guidance.map(|g| (g, &t.model[(batch + n) * output..][..output]));
             let model = |i: usize| {
@@ -69,12 +83,29 @@ pub(super) fn step(
                     // Only the prediction is guided; the variance stays the conditional one.
                     v: learned.map_or(0.0, |_| f64::from(conditional[at(i) + c])),
                     x0_prev: f64::from(x0_prev[i]),
+                    x0_prev2: x0_prev2.get(i).map_or(0.0, |&x0| f64::from(x0)),
+                    saved: saved.get(i).map_or(0.0, |&saved| f64::from(saved)),
                     z: f64::from(z),
                 };
                 let (x_next, x0) = row.apply(&input, s.table.clip, scale, learned);
+                if let Some(x0_prev2) = x0_prev2.get_mut(i) {
+                    *x0_prev2 = x0_prev[i];
+                }
+                if let Some(saved) = saved.get_mut(i) {
+                    *saved = row.saved_next(&input, x0) as f32;
+                }
                 (x[i], x0_prev[i]) = (x_next as f32, x0 as f32);
             }
         });
+}
+
+/// A state image by image; of a state that is not there, nothing for each.
+fn images(state: &mut [f32], batch: usize, image: usize) -> impl IndexedParallelIterator<Item = &mut [f32]> {
+    if state.is_empty() {
+        Either::Left((0..batch).into_par_iter().map(|_| <&mut [f32]>::default()))
+    } else {
+        Either::Right(state.par_chunks_mut(image))
+    }
 }
 
 /// The grey levels of x; `levels` has room for them, or is empty where nobody asked.

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use warpdiff::diffusion::{
-    BetaConfig, LossWeighting, Objective, PredictionType, SamplerKind, Schedule, SchedulerConfig, SolverType,
-    StepTable, TrainingObjective, VarianceType,
+    Algorithm, BetaConfig, LossWeighting, Objective, PredictionType, SamplerKind, Schedule, SchedulerConfig,
+    SolverType, StepTable, TrainingObjective, VarianceType,
 };
 use warpdiff::graph::NoiseSource;
 use warpdiff::graph::op::{LossNoise, Noising, Op, SamplerStep};
@@ -156,6 +156,7 @@ impl Step {
         let table = Arc::new(StepTable::build(&self.scheduler, Self::STEPS, self.eta).unwrap());
         let mut model = self.dims;
         model[0] *= if self.guidance.is_some() { 2 } else { 1 };
+        let history = table.history();
         let mut operands = vec![
             random(&self.dims),
             model_output(&model, self.scheduler.variance_type),
@@ -167,6 +168,7 @@ impl Step {
         if self.noise == NoiseSource::Given {
             operands.push(random(&self.dims));
         }
+        operands.extend([history.x0_prev2, history.saved].into_iter().filter(|used| *used).map(|_| random(&self.dims)));
         // Both forms of the step are met.
         let picture = self.noise == NoiseSource::Philox;
         let op = Op::SamplerStep(SamplerStep { table, guidance: self.guidance, noise: self.noise, picture });
@@ -223,6 +225,25 @@ pub(super) fn sampler_steps() -> Vec<Case> {
     let mut heun = Step::new(dpm);
     heun.scheduler.dpm_solver.solver_type = SolverType::Heun;
     cases.push(heun.case("DPM-Solver++/heun"));
+    for (sampler, order) in [
+        (dpm, 3),
+        (SamplerKind::DpmSolverSinglestep, 3),
+        (SamplerKind::UniPc, 2),
+        (SamplerKind::UniPc, 3),
+        (SamplerKind::Heun, 1),
+    ] {
+        for (dims, noise) in [([2, 3, 5, 3], NoiseSource::Philox), ([1, 5, 7, 1], NoiseSource::Given)] {
+            for step in [0, 4, last] {
+                let mut s = Step { dims, noise, step, ..Step::new(sampler) };
+                s.scheduler.dpm_solver.solver_order = order;
+                cases.push(s.case(&format!("{sampler}/order{order}/{noise:?}")));
+            }
+        }
+    }
+    let mut sde = Step::new(dpm);
+    sde.scheduler.dpm_solver.algorithm = Algorithm::SdeX0;
+    cases.push(sde.case("DPM-Solver++/sde"));
+    cases.push(Step::new(SamplerKind::EulerAncestral).case("Euler ancestral"));
     // The variance channels of a learned variance stay unread.
     let mut unread = Step::new(ddim);
     unread.scheduler.variance_type = VarianceType::LearnedRange;

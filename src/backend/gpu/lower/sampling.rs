@@ -8,7 +8,7 @@ use crate::backend::BackendError;
 use crate::backend::gpu::driver::DevicePtr;
 use crate::diffusion::{Clip, LearnedVariance, StepTable};
 use crate::graph::op::SamplerStep;
-use crate::graph::{Node, NoiseSource, Op};
+use crate::graph::{Node, NoiseSource, Op, ValueId};
 
 /// Bytes of the two histograms of an image in threshold.cu: `2 * BINS` counts.
 const HISTOGRAM_BYTES: usize = 2 * 2048 * 4;
@@ -87,6 +87,17 @@ struct SamplerStepArgs {
     variance: u32,
 }
 
+/// `struct SamplerHistoryArgs` of `kernels/diffusion/sampler.cu`.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct SamplerHistoryArgs {
+    step: SamplerStepArgs,
+    x0_prev2: DevicePtr,
+    saved: DevicePtr,
+    x0_prev2_next: DevicePtr,
+    saved_next: DevicePtr,
+}
+
 /// `struct ThresholdArgs` of `kernels/diffusion/threshold.cu`.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
@@ -163,7 +174,7 @@ fn sampler_step(ctx: &mut Lowering, node: &Node, s: &SamplerStep) -> Result<(), 
         scales: ctx.scratch(8 * images.count as usize),
         x_next: ctx.ptr(node.outputs[0]),
         x0: ctx.ptr(node.outputs[1]),
-        picture: ctx.optional_ptr(&node.outputs, 2),
+        picture: if s.picture { ctx.ptr(node.outputs[2]) } else { DevicePtr::NULL },
         model,
         range,
         layout,
@@ -199,8 +210,16 @@ fn sampler_step(ctx: &mut Lowering, node: &Node, s: &SamplerStep) -> Result<(), 
         };
         launch_threshold(ctx, threshold);
     }
-    let kernel = format!("sampler_step_{}", ctx.dtype());
-    ctx.launch(&kernel, [images.count * images.blocks(), 1, 1], BLOCK, 0, &args);
+    let grid = [images.count * images.blocks(), 1, 1];
+    if s.table.history().any() {
+        let place = |values: &[ValueId], at: Option<usize>| at.map_or(DevicePtr::NULL, |at| ctx.ptr(values[at]));
+        let [x0_prev2, saved] = s.history_operands().map(|at| place(&node.inputs, at));
+        let [x0_prev2_next, saved_next] = s.history_results().map(|at| place(&node.outputs, at));
+        let args = SamplerHistoryArgs { step: args, x0_prev2, saved, x0_prev2_next, saved_next };
+        ctx.launch(&format!("sampler_history_{}", ctx.dtype()), grid, BLOCK, 0, &args);
+    } else {
+        ctx.launch(&format!("sampler_step_{}", ctx.dtype()), grid, BLOCK, 0, &args);
+    }
     Ok(())
 }
 
