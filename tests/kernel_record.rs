@@ -87,6 +87,20 @@ fn the_build_says_how_long_each_file_took() {
     let sum: f64 = kernels::images().iter().map(|image| image.nvcc_seconds).sum();
     println!("{sum:.1} s of nvcc");
     assert_eq!(kernels::nvcc_seconds(), sum);
+    // Six minutes on two cores: more would make a change to a kernel a coffee break.
+    assert!(sum < 720.0, "{sum} s of nvcc; see docs/kernels/README.md for what is compiled");
+}
+
+/// `docs/kernels/README.md` says why each kernel exists; a new one must be among them.
+#[test]
+#[cfg_attr(not(cuda_kernels), ignore = "built without CUDA kernels; run scripts/setup-cuda")]
+fn the_journal_counts_the_kernels() {
+    let text = include_str!("../docs/kernels/README.md");
+    let (_, table) = text.split_once("| files | kernels |").unwrap();
+    let cells = table.lines().filter_map(|line| line.split('|').nth(2)?.trim().parse::<usize>().ok());
+    let all: usize = kernels::images().iter().map(|image| image.kernels.len()).sum();
+    assert_eq!(cells.sum::<usize>(), all);
+    assert!(text.contains(&format!("{all} kernels in {} files", kernels::images().len())), "{all}");
 }
 
 /// Kernels with machine code for Hopper.
