@@ -16,6 +16,7 @@ pub mod layout;
 pub mod levels;
 pub mod model;
 pub mod peer;
+pub mod profile;
 pub mod program;
 pub mod reference;
 pub mod rng;

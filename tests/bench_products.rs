@@ -56,7 +56,7 @@ fn shapes_are_measured_on_the_cpu_and_in_the_simulator() {
         assert_eq!((&report["kind"], &report["precision"]), (&"conv".into(), &precision.into()));
         assert_eq!(report["results"][0]["flops"], 2 * 2 * 7 * 5 * 24 * 16 * 9);
         assert_eq!(report["results"][5]["product"], "n1h8w8c16k8r3s2p0.0.1.1");
-        bench(&[&["gemm", "--shape", "m33n24k40", "--pass", "wgrad,fprop"][..], &on].concat()).expect_success();
+        bench(&[&["gemm", "--shape", "m33n24k40b3", "--pass", "wgrad,fprop"][..], &on].concat()).expect_success();
         let report = json(&out);
         check_lines(&report, 2);
         assert_eq!(report["results"][0]["pass"], "wgrad");
@@ -91,6 +91,45 @@ fn a_network_is_measured_with_counts_and_floors_of_a_given_roof() {
     assert!(rows.iter().any(|r| r["count"].as_u64().unwrap() > 1));
 }
 
+/// A table is written, keeps what it does not know, is read back, and changes no result.
+#[test]
+fn candidates_are_measured_into_a_table() {
+    let place = Place::new();
+    let out = place.arg("table.json");
+    fs::write(&out, r#"{"another GPU": {"fprop n1h8w8c64k64": "64x64.taps.8x8x1.whole.2+8"}}"#).unwrap();
+    let sim = ["--device", "sim", "--precision", "bf16"];
+    let run =
+        bench(&[&["conv", "--shape", "n1h9w9c40k64", "--shape", "n1h9w9c3k64", "--tune", &out][..], &sim].concat());
+    let run = run.expect_success();
+    for part in ["fprop n1h9w9c40k64r3s1p1: ", "the model's choice", "64x64.taps.", "predicted", "times as fast"] {
+        assert!(run.stdout.contains(part), "{part} in {}", run.stdout);
+    }
+    assert!(run.stdout.contains("wgrad n1h9w9c3k64r3s1p1: not on the kernels of Hopper"), "{}", run.stdout);
+    let table = json(&out);
+    assert_eq!(table["another GPU"].as_object().unwrap().len(), 1);
+    // What it says is what runs: a legal entry goes through, an illegal one is refused.
+    let with = |candidate: &str| {
+        fs::write(&out, format!(r#"{{"simulator": {{"fprop n1h9w9c40k64": "{candidate}"}}}}"#)).unwrap();
+        bench(&[&["conv", "--shape", "n1h9w9c40k64", "--tuning", &out][..], &sim].concat())
+    };
+    with("128x128.taps.9x9x1.whole.3+3").expect_success();
+    with("128x128.taps.9x99x1.whole.3+3").expect_error(1, &["table.json", "simulator", "fprop n1h9w9c40k64", "99"]);
+}
+
+#[test]
+fn a_table_that_is_none_is_left_alone() {
+    let place = Place::new();
+    let out = place.arg("notes.txt");
+    fs::write(&out, "my notes").unwrap();
+    let tune = ["conv", "--shape", "n1h9w9c40k64", "--tune", &out];
+    bench(&[&tune[..], &["--device", "sim", "--precision", "bf16"]].concat())
+        .expect_error(1, &["notes.txt", "no table"]);
+    assert_eq!(fs::read_to_string(&out).unwrap(), "my notes");
+    bench(&tune).expect_error(1, &["--device cuda"]);
+    let tuning = ["conv", "--shape", "n1h9w9c40k64", "--device", "sim", "--tuning", &out];
+    bench(&tuning).expect_error(1, &["notes.txt", "line 1"]);
+}
+
 #[test]
 fn a_budget_ends_a_run_with_what_it_has() {
     let place = Place::new();
@@ -104,7 +143,7 @@ fn a_budget_ends_a_run_with_what_it_has() {
 
 #[test]
 fn what_cannot_be_measured_is_named() {
-    bench(&["conv", "--shape", "n2h7w5c24k16r3s1"]).expect_error(2, &["p is missing", "n256h32w32c128k128r3s1p1"]);
+    bench(&["conv", "--shape", "n2h7w5c24r3s1"]).expect_error(2, &["k is missing", "n256h32w32c128k128r3s1p1"]);
     bench(&["conv", "--shape", "n1h9w9c8k8r3s1p1", "--peer", "cudnn"])
         .expect_error(1, &["--device cuda", "--precision bf16"]);
     let gpu = ["--device", "cuda", "--precision", "bf16", "--peer-path", "/nowhere"];
@@ -130,7 +169,7 @@ fn every_copy_computes_the_product() {
     for product in [
         Product::Conv("n2h7w5c24k16r3s1p1".parse().unwrap()),
         Product::Conv("n1h9w9c15k3r3s2p0.0.1.1".parse().unwrap()),
-        Product::Gemm("m33n24k15".parse().unwrap()),
+        Product::Gemm("m33n24k15b3".parse().unwrap()),
     ] {
         for pass in Pass::ALL {
             let program = Program::new(&product, pass, 3).unwrap();

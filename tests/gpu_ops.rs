@@ -3,6 +3,7 @@
 mod common;
 mod gpu {
     mod attention;
+    mod candidates;
     mod checked;
     mod conv;
     mod diffusion;
@@ -17,4 +18,5 @@ mod gpu {
     mod norm_sources;
     mod optim;
     mod sampling;
+    mod trace;
 }

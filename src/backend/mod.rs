@@ -2,12 +2,15 @@
 
 pub mod cpu;
 pub mod gpu;
+pub mod trace;
 
 use std::fmt;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+
+use trace::Trace;
 
 use crate::graph::{DType, ParamId, Plan, Value, ValueId};
 
@@ -262,6 +265,13 @@ pub trait Executable: Send {
         self.finish()?;
         Ok(begin.elapsed())
     }
+
+    /// Executes the plan `times` times, one run after the other, and takes the time of every step: slower than
+    /// [`Executable::run`], with the same results.
+    ///
+    /// # Errors
+    /// As [`Executable::finish`].
+    fn trace(&mut self, times: usize) -> Result<Trace, BackendError>;
 
     /// Bytes that this executable holds, workspaces included.
     fn memory_bytes(&self) -> usize;

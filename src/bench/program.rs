@@ -106,18 +106,20 @@ fn conv(graph: &mut Graph, s: &ConvShape, pass: Pass, copy: usize) -> Result<([O
 }
 
 fn gemm(graph: &mut Graph, s: &GemmShape, pass: Pass, copy: usize) -> Result<([Operand; 2], ValueId), GraphError> {
+    // Rows of one image, as in a network: the depth is cut by what an image has.
+    let rows = |channels| [s.b, s.m / s.b, channels];
     let (a, b, op) = match pass {
         Pass::Fprop => {
-            let x = activations(graph, "x", copy, &[s.m, s.k]);
+            let x = activations(graph, "x", copy, &rows(s.k));
             (x, weights(graph, copy, &[s.n, s.k]), Op::Linear(Epilogue::bias(false)))
         }
         Pass::Dgrad => {
-            let dy = activations(graph, "dy", copy, &[s.m, s.n]);
+            let dy = activations(graph, "dy", copy, &rows(s.n));
             (dy, weights(graph, copy, &[s.n, s.k]), Op::LinearDgrad { residual: false })
         }
         Pass::Wgrad => {
-            let dy = activations(graph, "dy", copy, &[s.m, s.n]);
-            (dy, activations(graph, "x", copy, &[s.m, s.k]), Op::LinearWgrad { bias: false })
+            let dy = activations(graph, "dy", copy, &rows(s.n));
+            (dy, activations(graph, "x", copy, &rows(s.k)), Op::LinearWgrad { bias: false })
         }
     };
     Ok(([a.1, b.1], graph.apply(op, &[a.0, b.0])?))

@@ -58,10 +58,19 @@ impl Roof {
     /// The least time of a product: its operations at the first roof or its bytes at the second, whichever takes longer;
     /// `None` where neither roof is known.
     pub fn floor(&self, product: &Product, pass: Pass, precision: Precision) -> Option<Floor> {
-        let flops = self.tflops.map(|t| Floor { us: product.flops() as f64 / t / 1e6, limit: Limit::Flops });
-        let bytes =
-            self.gbs.map(|b| Floor { us: bytes(product, pass, precision) as f64 / b / 1e3, limit: Limit::Bytes });
+        self.least(product.flops() as f64, bytes(product, pass, precision) as f64)
+    }
+
+    /// The least time of so many operations on so many bytes; `None` where neither roof is known.
+    pub fn least(&self, flops: f64, bytes: f64) -> Option<Floor> {
+        let flops = self.tflops.map(|t| Floor { us: flops / t / 1e6, limit: Limit::Flops });
+        let bytes = self.gbs.map(|b| Floor { us: bytes / b / 1e3, limit: Limit::Bytes });
         [flops, bytes].into_iter().flatten().max_by(|a, b| a.us.total_cmp(&b.us))
+    }
+
+    /// Whether there is a roof at all.
+    pub fn is_known(&self) -> bool {
+        self.tflops.is_some() || self.gbs.is_some()
     }
 }
 

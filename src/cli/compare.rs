@@ -69,9 +69,11 @@ struct Report {
 
 pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
     let oracle = if args.a == Oracle::Ref { Device::Ref } else { Device::Cpu };
-    let oracle = DeviceArgs { device: oracle, precision: Arithmetic::F32, threads: args.threads };
-    let (a, b) =
-        (oracle.backend()?, DeviceArgs { device: args.b, precision: args.precision, threads: args.threads }.open()?);
+    let oracle = DeviceArgs { device: oracle, precision: Arithmetic::F32, threads: args.threads, tuning: None };
+    let (a, b) = (
+        oracle.backend()?,
+        DeviceArgs { device: args.b, precision: args.precision, threads: args.threads, tuning: None }.open()?,
+    );
     let b = match b {
         Opened::Ready(b) => b,
         quantised @ Opened::Fp8(_) => return compare_fp8::run(args, a.as_ref(), quantised, quiet),

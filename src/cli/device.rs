@@ -1,9 +1,13 @@
 //! `--device`, `--precision` and `--threads`.
 
+use std::fs;
+use std::path::PathBuf;
+
 use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
+use crate::backend::gpu::choice::Tuning;
 use crate::backend::gpu::fp8::Fp8Scales;
 use crate::backend::{Backend, BackendError, Precision, cpu::Cpu, gpu::Gpu};
 use crate::reference::Reference;
@@ -83,7 +87,7 @@ impl ValueEnum for Precision {
 }
 
 /// Options of every command that computes.
-#[derive(Clone, Copy, Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(super) struct DeviceArgs {
     /// Where to run.
     #[arg(long, value_enum, default_value = "cpu")]
@@ -94,6 +98,9 @@ pub(super) struct DeviceArgs {
     /// CPU threads; as many as there are cores by default. Results do not depend on it.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
+    /// Kernel configurations that bench --tune measured, in place of those in this build. Results do not depend on it.
+    #[arg(long, value_name = "FILE", hide_short_help = true)]
+    pub tuning: Option<PathBuf>,
 }
 
 impl DeviceArgs {
@@ -128,8 +135,8 @@ impl DeviceArgs {
             }
             Device::Ref => return Ok(Opened::Ready(Box::new(Reference::new(precision)))),
             Device::Cpu => return Ok(Opened::Ready(Box::new(Cpu::new(self.threads.map(usize::from))?))),
-            Device::Sim => self.sim(precision)?,
-            Device::Cuda => Gpu::cuda(precision)?,
+            Device::Sim => self.simulator(precision)?,
+            Device::Cuda => self.tuned(Gpu::cuda(precision)?)?,
         };
         if self.precision == Arithmetic::Fp8 {
             gpu.takes_fp8()?;
@@ -138,15 +145,27 @@ impl DeviceArgs {
         Ok(Opened::Ready(Box::new(gpu)))
     }
 
-    #[cfg(feature = "sim")]
-    fn sim(&self, precision: Precision) -> Result<Gpu, BackendError> {
-        use crate::backend::gpu::driver::sim::{Options, Sim};
-        let options = Options { threads: self.threads.unwrap_or(0), ..Options::default() };
-        Ok(Gpu::new(std::sync::Arc::new(Sim::new(options)), precision))
+    /// The device with the table of `--tuning`, if there is one.
+    pub fn tuned(&self, gpu: Gpu) -> Result<Gpu, BackendError> {
+        let Some(path) = &self.tuning else { return Ok(gpu) };
+        let refused = |reason: String| BackendError::Device { device: gpu.name().into(), reason };
+        let file = path.display().to_string();
+        let text = fs::read_to_string(path).map_err(|e| refused(format!("cannot read the table {file}: {e}")))?;
+        let table = Tuning::parse(&file, &text, gpu.driver().limits()).map_err(|e| refused(e.to_string()))?;
+        Ok(gpu.with_tuning(table))
     }
 
+    /// The kernels in the simulator.
+    #[cfg(feature = "sim")]
+    pub fn simulator(&self, precision: Precision) -> Result<Gpu, BackendError> {
+        use crate::backend::gpu::driver::sim::{Options, Sim};
+        let options = Options { threads: self.threads.unwrap_or(0), ..Options::default() };
+        self.tuned(Gpu::new(std::sync::Arc::new(Sim::new(options)), precision))
+    }
+
+    /// The kernels in the simulator, which this build lacks.
     #[cfg(not(feature = "sim"))]
-    fn sim(&self, _precision: Precision) -> Result<Gpu, BackendError> {
+    pub fn simulator(&self, _precision: Precision) -> Result<Gpu, BackendError> {
         Err(BackendError::Unavailable {
             device: "sim".into(),
             reason:

@@ -11,9 +11,11 @@ mod info;
 mod interrupt;
 mod memory;
 mod model;
+mod network;
 mod nll;
 mod parse;
 mod presets;
+mod profile;
 mod progress;
 mod sample;
 mod train;
@@ -61,6 +63,8 @@ enum Command {
     Info(info::Args),
     /// Which kernel computes what, why, and how long it should take: a convolution, a product, a network.
     Explain(explain::Args),
+    /// Where the time of a network goes: every kernel with its share and its floor, as a table or a page.
+    Profile(profile::Args),
     /// Measure speed and memory.
     Bench(bench::Args),
 }
@@ -77,6 +81,7 @@ pub fn main() -> ExitCode {
         Command::Explain(args) => explain::run(&args),
         Command::Compare(args) => compare::run(&args, cli.quiet),
         Command::Convert(args) => convert::run(&args, cli.quiet),
+        Command::Profile(args) => profile::run(&args, cli.quiet),
         Command::Bench(args) => bench::run(&args, cli.quiet),
         Command::Verify(args) => verify::run(&args, cli.quiet),
     };

@@ -1,6 +1,7 @@
-//! What an operation costs in floating-point operations.
+//! What an operation costs in floating-point operations and bytes.
 
 use super::{Graph, Node, Op};
+use crate::backend::Precision;
 
 /// Floating-point operations of one node, a multiply-add counted as two; 0 for operations that only move data.
 pub fn flops(graph: &Graph, node: &Node) -> u64 {
@@ -26,6 +27,19 @@ pub fn flops(graph: &Graph, node: &Node) -> u64 {
         Op::AttentionGrad { .. } => attention(graph, node, 1) / 2 * 5,
         _ => 0,
     }
+}
+
+/// Bytes of a parameter that the optimiser moves: gradient, two moments, weight and average read, all but the gradient
+/// written, and the bf16 copy.
+const OPTIMIZER_BYTES: u64 = 38;
+
+/// Bytes of operands and results of one node, each once; what fusion spares is counted all the same.
+pub fn bytes(graph: &Graph, node: &Node, precision: Precision) -> u64 {
+    if let Op::AdamW(_) = node.op {
+        return graph.params().iter().map(|p| p.numel() as u64 * OPTIMIZER_BYTES).sum();
+    }
+    let values = node.inputs.iter().chain(&node.outputs);
+    values.map(|&v| (graph.shape(v).numel() * graph.value(v).dtype.bytes(precision)) as u64).sum()
 }
 
 /// The two products of attention: scores and their sum over the values.

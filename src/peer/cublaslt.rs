@@ -50,7 +50,7 @@ struct Columns {
 
 impl Columns {
     fn new(shape: &GemmShape, pass: Pass) -> Self {
-        let GemmShape { m, n, k } = *shape;
+        let GemmShape { m, n, k, .. } = *shape;
         // A row-major [rows, cols] matrix is a column-major one of cols x rows.
         let lying = |rows: usize, cols: usize, transposed| Matrix { rows: cols, cols: rows, ld: cols, transposed };
         match pass {
@@ -161,8 +161,8 @@ mod tests {
 
     #[test]
     fn descriptors_compute_the_products_of_a_linear_layer() {
-        let shape = GemmShape { m: 5, n: 3, k: 7 };
-        let GemmShape { m, n, k } = shape;
+        let shape = GemmShape { m: 5, n: 3, k: 7, b: 1 };
+        let GemmShape { m, n, k, .. } = shape;
         for pass in Pass::ALL {
             let [la, lb, _] = Product::Gemm(shape).operands(pass);
             let (a, b) = (numbers(la, 1), numbers(lb, 2));
@@ -191,7 +191,7 @@ mod tests {
         let handle = Rc::new(Handle::unconnected(api));
         for pass in Pass::ALL {
             for result in [ResultType::Bf16, ResultType::F32] {
-                Problem::new(&handle, Columns::new(&GemmShape { m: 512, n: 768, k: 256 }, pass), result).unwrap();
+                Problem::new(&handle, Columns::new(&GemmShape { m: 512, n: 768, k: 256, b: 2 }, pass), result).unwrap();
             }
         }
         Preference::new(&handle, WORKSPACE).unwrap();

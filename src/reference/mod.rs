@@ -15,7 +15,9 @@ mod sampling;
 mod training;
 
 use std::borrow::Cow;
+use std::time::{Duration, Instant};
 
+use crate::backend::trace::{Step, Trace};
 use crate::backend::{Backend, BackendError, Executable, Precision, Store, check_bytes, check_floats, check_length};
 use crate::graph::{AdamW, DType, Node, Op, ParamId, Plan, Shape, Source, ValueId};
 
@@ -141,6 +143,30 @@ impl RefExecutable {
             }
         }
     }
+
+    /// Evaluates one node.
+    fn node(&mut self, i: usize) {
+        let node = self.plan.graph().nodes()[i].clone();
+        if let Op::AdamW(o) = &node.op {
+            self.adamw(o, &node.inputs);
+            return;
+        }
+        let graph = self.plan.graph();
+        let operands: Vec<Cow<[f64]>> = (0..node.inputs.len()).map(|i| self.operand(&node, i)).collect();
+        let inputs: Vec<Tensor> =
+            (node.inputs.iter().zip(&operands)).map(|(&v, data)| Tensor { shape: graph.shape(v), data }).collect();
+        let shapes: Vec<Shape> = node.outputs.iter().map(|&v| graph.shape(v)).collect();
+        let results = eval(&node.op, &inputs, &shapes);
+        for (v, data) in node.outputs.iter().zip(results) {
+            debug_assert_eq!(data.len(), graph.shape(*v).numel(), "{}", node.op.name());
+            self.values[v.index()] = self.stored(*v, data);
+        }
+        for &(value, state) in self.plan.graph().bindings() {
+            if node.outputs.contains(&value) {
+                self.values[state.index()] = self.values[value.index()].clone();
+            }
+        }
+    }
 }
 
 impl Executable for RefExecutable {
@@ -198,29 +224,20 @@ impl Executable for RefExecutable {
     }
 
     fn run(&mut self) -> Result<(), BackendError> {
-        for i in 0..self.plan.graph().nodes().len() {
-            let node = self.plan.graph().nodes()[i].clone();
-            if let Op::AdamW(o) = &node.op {
-                self.adamw(o, &node.inputs);
-                continue;
-            }
-            let graph = self.plan.graph();
-            let operands: Vec<Cow<[f64]>> = (0..node.inputs.len()).map(|i| self.operand(&node, i)).collect();
-            let inputs: Vec<Tensor> =
-                (node.inputs.iter().zip(&operands)).map(|(&v, data)| Tensor { shape: graph.shape(v), data }).collect();
-            let shapes: Vec<Shape> = node.outputs.iter().map(|&v| graph.shape(v)).collect();
-            let results = eval(&node.op, &inputs, &shapes);
-            for (v, data) in node.outputs.iter().zip(results) {
-                debug_assert_eq!(data.len(), graph.shape(*v).numel(), "{}", node.op.name());
-                self.values[v.index()] = self.stored(*v, data);
-            }
-            for &(value, state) in self.plan.graph().bindings() {
-                if node.outputs.contains(&value) {
-                    self.values[state.index()] = self.values[value.index()].clone();
-                }
-            }
-        }
+        (0..self.plan.graph().nodes().len()).for_each(|i| self.node(i));
         Ok(())
+    }
+
+    fn trace(&mut self, times: usize) -> Result<Trace, BackendError> {
+        let nodes = 0..self.plan.graph().nodes().len();
+        let steps = nodes.clone().map(|node| Step { node, kernel: None }).collect();
+        let mut timed = |i| {
+            let begin = Instant::now();
+            self.node(i);
+            begin.elapsed()
+        };
+        let runs = (0..times).map(|_| nodes.clone().map(&mut timed).collect()).collect();
+        Ok(Trace { steps, runs, overhead: Duration::ZERO })
     }
 
     fn memory_bytes(&self) -> usize {

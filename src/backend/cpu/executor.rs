@@ -1,11 +1,13 @@
 //! Replays a plan on the CPU.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::conv::{self, PackedConv};
 use super::layers::{Layer, epilogue};
 use super::memory::{Buffer, Memory, Span, bytes, bytes_mut, is_integer, spans};
 use super::{attention, norm, optimizer, pointwise, sampling, training};
+use crate::backend::trace::{Step, Trace};
 use crate::backend::{BackendError, Executable, Store, check_bytes, check_floats, check_length};
 use crate::graph::{LossNoise, Node, NoiseSource, Op, ParamId, Plan, Region, ValueId};
 
@@ -357,6 +359,23 @@ impl Executable for CpuExecutable {
             }
         });
         Ok(())
+    }
+
+    fn trace(&mut self, times: usize) -> Result<Trace, BackendError> {
+        let (pool, plan) = (Arc::clone(&self.pool), Arc::clone(&self.plan));
+        let nodes = plan.graph().nodes();
+        let mut run = || {
+            self.pack_weights();
+            let timed = |(i, node)| {
+                let begin = Instant::now();
+                self.node(i, node);
+                begin.elapsed()
+            };
+            nodes.iter().enumerate().map(timed).collect()
+        };
+        let runs = pool.install(|| (0..times).map(|_| run()).collect());
+        let steps = (0..nodes.len()).map(|node| Step { node, kernel: None }).collect();
+        Ok(Trace { steps, runs, overhead: Duration::ZERO })
     }
 
     fn memory_bytes(&self) -> usize {

@@ -7,12 +7,12 @@ use std::time::Duration;
 use half::bf16;
 
 use super::backend_error;
-use super::driver::{Driver, DriverError, LoadedKernel, Recording};
-use super::fp8::Quantised;
-use super::launch::Launch;
-use super::lower::{self, Planned, Roles};
+use super::driver::{Driver, DriverError, LaunchTimes, LoadedKernel, Recording};
+use super::launch::{Config, Launch};
+use super::lower::{self, Decisions, Planned};
 use super::memory::DeviceBuffer;
 use super::plan_memory::Memory;
+use crate::backend::trace::{KernelLaunch, Step, Trace};
 use crate::backend::{BackendError, Executable, Precision, Store, check_bytes, check_floats, check_length, check_part};
 use crate::graph::{DType, ParamId, Plan, ValueId};
 
@@ -22,6 +22,10 @@ pub(super) struct GpuExecutable {
     recording: Box<dyn Recording>,
     /// What derives weights from parameters.
     prepared: Vec<Launch>,
+    /// What is recorded, to be traced launch by launch.
+    launches: Vec<Launch>,
+    /// The node that each launch belongs to.
+    nodes: Vec<usize>,
     /// Whether parameters were written after `prepared` last ran.
     stale: bool,
     plan: Plan,
@@ -30,11 +34,11 @@ pub(super) struct GpuExecutable {
 }
 
 impl GpuExecutable {
-    pub fn new(driver: &Arc<dyn Driver>, plan: Plan, roles: &Roles, fp8: &Quantised) -> Result<Self, BackendError> {
+    pub fn new(driver: &Arc<dyn Driver>, plan: Plan, decisions: &Decisions) -> Result<Self, BackendError> {
         let fail = |e| backend_error(driver.name(), e);
-        let measured = lower::measure(&plan, roles, driver.limits(), fp8)?;
+        let measured = lower::measure(&plan, decisions, driver.limits())?;
         let memory = Memory::new(driver, &plan, &measured)?;
-        let lowered = lower::lower(&plan, roles, driver.as_ref(), fp8, memory.addresses())?;
+        let lowered = lower::lower(&plan, decisions, driver.as_ref(), memory.addresses())?;
         debug_assert_eq!(
             (lowered.scratch_bytes, lowered.counter_bytes, lowered.derived_bytes),
             (measured.scratch_bytes, measured.counter_bytes, measured.derived_bytes),
@@ -44,8 +48,17 @@ impl GpuExecutable {
         let launches = load(driver.as_ref(), lowered.launches).map_err(fail)?;
         // SAFETY: the launchers address values, workspaces and constants of this plan, whose memory lives as long as the
         // recording; argument lengths were checked against the kernels.
-        let recording = unsafe { driver.record(launches) }.map_err(fail)?;
-        Ok(Self { recording, prepared, stale: true, driver: Arc::clone(driver), memory, plan })
+        let recording = unsafe { driver.record(launches.clone()) }.map_err(fail)?;
+        Ok(Self {
+            recording,
+            prepared,
+            launches,
+            nodes: lowered.nodes,
+            stale: true,
+            driver: Arc::clone(driver),
+            memory,
+            plan,
+        })
     }
 
     /// Derives weights again from parameters that were written.
@@ -216,6 +229,18 @@ impl Executable for GpuExecutable {
         self.prepare()?;
         let mut replay = || (0..times).try_for_each(|_| self.recording.replay());
         self.driver.elapsed(&mut replay).map_err(|e| self.device_error(e))
+    }
+
+    fn trace(&mut self, times: usize) -> Result<Trace, BackendError> {
+        self.prepare()?;
+        // SAFETY: as for the recording: the launches address memory of this plan only.
+        let traced = unsafe { self.driver.trace(&self.launches, times) };
+        let LaunchTimes { runs, overhead } = traced.map_err(|e| self.device_error(e))?;
+        let step = |(launch, &node): (&Launch, &usize)| {
+            let Config { grid, block, shared, .. } = launch.config;
+            Step { node, kernel: Some(KernelLaunch { name: launch.name.clone(), grid, block, shared_bytes: shared }) }
+        };
+        Ok(Trace { steps: self.launches.iter().zip(&self.nodes).map(step).collect(), runs, overhead })
     }
 
     fn memory_bytes(&self) -> usize {

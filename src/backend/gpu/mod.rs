@@ -17,11 +17,12 @@ use std::sync::Arc;
 
 use super::{Backend, BackendError, Executable, Precision};
 use crate::graph::Plan;
+use choice::Tuning;
 use driver::cuda::Cuda;
 use driver::{Driver, DriverError};
 use fp8::{Fp8Scales, Quantised};
 pub use lower::Fusions;
-use lower::Roles;
+use lower::{Decisions, Roles};
 
 /// A device with its kernels.
 #[derive(Clone)]
@@ -30,12 +31,14 @@ pub struct Gpu {
     precision: Precision,
     fusions: Fusions,
     fp8: Option<Arc<Fp8Scales>>,
+    tuning: Arc<Tuning>,
 }
 
 impl Gpu {
-    /// A device and the type of its activations.
+    /// A device and the type of its activations, tuned by the tables in this build.
     pub fn new(driver: Arc<dyn Driver>, precision: Precision) -> Self {
-        Self { driver, precision, fusions: Fusions::default(), fp8: None }
+        let tuning = Arc::new(Tuning::embedded(driver.limits()));
+        Self { driver, precision, fusions: Fusions::default(), fp8: None, tuning }
     }
 
     /// The first NVIDIA GPU.
@@ -58,6 +61,12 @@ impl Gpu {
     /// The same device with these fusions and no others: for comparisons.
     pub fn with_fusions(self, fusions: Fusions) -> Self {
         Self { fusions, ..self }
+    }
+
+    /// The same device with this table in place of those in the build. It changes how fast a plan is, and no bit of its
+    /// results.
+    pub fn with_tuning(self, tuning: Tuning) -> Self {
+        Self { tuning: Arc::new(tuning), ..self }
     }
 
     /// The same device with convolutions of e4m3 where `scales` has their inputs', for plans that do not train.
@@ -104,7 +113,7 @@ impl Backend for Gpu {
     fn compile(&self, plan: Plan) -> Result<Box<dyn Executable>, BackendError> {
         let roles = Roles::new(plan.graph(), self.precision, self.driver.limits(), self.fusions);
         let plan = plan.relaid_without(self.precision, roles.replaced().clone());
-        let quantised = match &self.fp8 {
+        let fp8 = match &self.fp8 {
             None => Quantised::new(),
             Some(_) if plan_memory::optimises(plan.graph()) => {
                 let reason = "fp8 is for sampling, and the plan trains; take --precision bf16".into();
@@ -112,7 +121,8 @@ impl Backend for Gpu {
             }
             Some(scales) => fp8::quantised(plan.graph(), self.driver.limits(), scales),
         };
-        Ok(Box::new(executable::GpuExecutable::new(&self.driver, plan, &roles, &quantised)?))
+        let decisions = Decisions { roles, fp8, tuning: Arc::clone(&self.tuning) };
+        Ok(Box::new(executable::GpuExecutable::new(&self.driver, plan, &decisions)?))
     }
 }
 

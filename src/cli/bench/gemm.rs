@@ -17,9 +17,9 @@ enum Peer {
 
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// A linear layer: rows, channels out, channels in. May be given several times; without it, every linear layer and 1x1
-    /// convolution of a network.
-    #[arg(long, value_name = "m65536n768k256", conflicts_with_all = ["preset", "model", "batch"])]
+    /// A linear layer: rows, channels out, channels in, images that the rows belong to (1 if not given). May be given several
+    /// times; without it, every linear layer and 1x1 convolution of a network.
+    #[arg(long, value_name = "m65536n768k256b256", conflicts_with_all = ["preset", "model", "batch"])]
     shape: Vec<GemmShape>,
     /// Measure this library, too, in turn.
     #[arg(long, value_enum)]

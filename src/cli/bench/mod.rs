@@ -2,8 +2,10 @@
 
 mod conv;
 mod gemm;
+mod machine;
 mod product;
 mod report;
+mod tune;
 mod unet;
 
 use std::process::ExitCode;

@@ -2,16 +2,15 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use clap::ValueEnum;
 
+use super::machine::Machine;
 use super::report::{Header, MachineReport, PeerReport, PeerRow, Report, Row};
-use crate::backend::gpu::Gpu;
-use crate::backend::gpu::driver::cuda::{Cuda, DeviceInfo};
-use crate::backend::{Backend, Executable};
+use super::tune;
+use crate::backend::Executable;
 use crate::bench::collect::{self, Counted};
 use crate::bench::program::{Noise, Program};
 use crate::bench::race::{self, Protocol, Runner};
@@ -78,6 +77,10 @@ pub(super) struct Options {
     roof_gbs: Option<f64>,
     #[command(flatten)]
     device: DeviceArgs,
+    /// Measure every candidate of every product in turn with the cost model's choice, and keep those that are faster in
+    /// this table: --tuning FILE uses it, benches/results/tuning takes it into a build.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["peer", "json"])]
+    tune: Option<PathBuf>,
     /// Write the results here, too; after each line, so that an interrupted run leaves what it has.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -104,6 +107,12 @@ struct Line {
 pub(super) fn run(wanted: &Wanted, options: &Options, quiet: bool) -> Result<ExitCode> {
     let begin = Instant::now();
     let lines = lines(wanted, options)?;
+    if let Some(table) = &options.tune {
+        let limit = options.budget.map(seconds);
+        let protocol = Protocol::new(seconds(options.seconds));
+        let products: Vec<_> = lines.iter().map(|line| (line.counted.product, line.counted.pass)).collect();
+        return tune::run(&products, &Machine::open(&options.device)?, protocol, limit, table, quiet);
+    }
     // Before the device, so that what is missing is known at once.
     let missing = find_peer(wanted, options)?;
     let machine = Machine::open(&options.device)?;
@@ -211,36 +220,6 @@ fn find_peer(wanted: &Wanted, options: &Options) -> Result<Option<String>> {
     }
 }
 
-/// The device, and what only a GPU has.
-struct Machine {
-    backend: Box<dyn Backend>,
-    cuda: Option<(Arc<Cuda>, DeviceInfo)>,
-}
-
-impl Machine {
-    fn open(device: &DeviceArgs) -> Result<Self> {
-        if device.device != Device::Cuda {
-            return Ok(Self { backend: device.backend()?, cuda: None });
-        }
-        let (gpu, cuda) = Gpu::open(device.unquantised()?)?;
-        Ok(Self { backend: Box::new(gpu), cuda: Some((cuda, Cuda::probe()?)) })
-    }
-
-    fn name(&self) -> String {
-        self.cuda.as_ref().map_or_else(|| self.backend.name().into(), |(_, info)| info.limits.name.clone())
-    }
-
-    /// Bytes of the cache that operands are rotated past; none on a CPU, whose figures are no claim.
-    fn l2(&self) -> usize {
-        self.cuda.as_ref().map_or(0, |(_, info)| info.l2_bytes as usize)
-    }
-
-    /// Bytes that the operands of one side may take.
-    fn memory(&self) -> usize {
-        self.cuda.as_ref().map_or(1 << 30, |(_, info)| info.limits.memory_bytes / 3)
-    }
-}
-
 /// All that a line needs.
 struct Measuring<'a> {
     machine: &'a Machine,
@@ -257,9 +236,7 @@ impl Measuring<'_> {
         let Counted { product, pass, count } = line.counted;
         let precision = self.machine.backend.precision();
         let bytes = roof::bytes(&product, pass, precision);
-        // Rotation needs no more than a few times the cache; larger operands are not copied at all.
-        let room = self.machine.memory();
-        let copies = race::copies(bytes, self.machine.l2(), room.min(4 << 30));
+        let (room, copies) = (self.machine.memory(), self.machine.copies(bytes));
         let mut row = Row::new(product, pass, count, line.batch, bytes, copies);
         row.floor = self.roof.floor(&product, pass, precision);
         if bytes > room {

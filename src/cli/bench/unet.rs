@@ -3,7 +3,6 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
@@ -11,15 +10,13 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 use crate::backend::gpu::fp8::{Fp8Scales, Measuring};
-use crate::backend::{Backend, BackendError, Executable, Store};
+use crate::backend::{Backend, Executable};
 use crate::cli::device::{Arithmetic, DeviceArgs, Opened};
+use crate::cli::network;
 use crate::cli::presets::Preset;
-use crate::diffusion::{
-    BetaConfig, LossWeighting, Objective, PredictionType, Schedule, TrainingObjective, VarianceType,
-};
-use crate::graph::{AdamW, ParamId, Plan, cost};
-use crate::program::{Batch, ForwardProgram, TrainingInputs, TrainingOptions, TrainingProgram};
-use crate::unet::{UNetConfig, initial_weights};
+use crate::graph::cost;
+use crate::program::ForwardProgram;
+use crate::unet::UNetConfig;
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -103,12 +100,11 @@ pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
 
 fn measure(args: &Args, n: usize, backend: &dyn Backend) -> Result<Row> {
     let config = args.preset.config();
-    let (h, w) = config.height_width().unwrap_or((32, 32));
-    let batch = Batch { n, h, w };
+    let batch = network::batch(&config, n);
     let mut exe = if args.train {
-        training(&config, batch, backend)?
+        network::training(&config, batch, backend)?
     } else {
-        inference(&config, batch, |plan| backend.compile(plan))?
+        network::inference(&config, batch, |plan| backend.compile(plan))?
     };
     let times = time(exe.as_mut(), Duration::from_secs_f64(args.seconds.clamp(0.1, 3600.0)))?;
     let ms = times[times.len() / 2];
@@ -138,63 +134,12 @@ fn time(exe: &mut dyn Executable, budget: Duration) -> Result<Vec<f64>> {
     Ok(times)
 }
 
-fn write_weights(exe: &mut dyn Executable) -> Result<()> {
-    let params = exe.plan().graph().params().to_vec();
-    for i in 0..params.len() {
-        exe.write_param(Store::Params, ParamId::new(i), &initial_weights(&params, i, 1))?;
-    }
-    Ok(())
-}
-
-/// Numbers that look like noise, so that no kernel runs on zeros.
-fn noise(len: usize) -> Vec<f32> {
-    let mut x = vec![0.0; len];
-    crate::rng::Sequence::new(3, crate::rng::Stream::InitialNoise, 0, 0).fill_normal(&mut x);
-    x
-}
-
 /// Scales of fp8 from one evaluation: the time of a run does not depend on them.
 fn calibrate(config: &UNetConfig, backend: &dyn Backend) -> Result<Fp8Scales> {
-    let (h, w) = config.height_width().unwrap_or((32, 32));
-    let mut measuring = Measuring::new(&ForwardProgram::new(config, Batch { n: 1, h, w }, false)?.plan)?;
-    let mut exe = inference(config, Batch { n: 1, h, w }, |_| backend.compile(measuring.plan.clone()))?;
+    let batch = network::batch(config, 1);
+    let mut measuring = Measuring::new(&ForwardProgram::new(config, batch, false)?.plan)?;
+    let mut exe = network::inference(config, batch, |_| backend.compile(measuring.plan.clone()))?;
     exe.run()?;
     measuring.read(exe.as_ref())?;
     measuring.scales().map_err(|scope| anyhow!("the input of {scope} is not finite in bf16"))
-}
-
-fn inference(
-    config: &UNetConfig,
-    batch: Batch,
-    compile: impl FnOnce(Plan) -> Result<Box<dyn Executable>, BackendError>,
-) -> Result<Box<dyn Executable>> {
-    let program = ForwardProgram::new(config, batch, false)?;
-    let mut exe = compile(program.plan)?;
-    write_weights(exe.as_mut())?;
-    exe.write_f32(program.x, &noise(batch.numel(config.in_channels)))?;
-    exe.write_f32(program.t, &vec![500.0; batch.n])?;
-    Ok(exe)
-}
-
-fn training(config: &UNetConfig, batch: Batch, backend: &dyn Backend) -> Result<Box<dyn Executable>> {
-    let objective = TrainingObjective::new(
-        Schedule::new(&BetaConfig::linear(1000))?,
-        PredictionType::Epsilon,
-        VarianceType::FixedLarge,
-        Objective::Simple,
-        LossWeighting::None,
-        256,
-    );
-    let optimizer = AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, max_grad_norm: 1.0 };
-    let options =
-        TrainingOptions { objective: Arc::new(objective), optimizer: Some(optimizer), inputs: TrainingInputs::Drawn };
-    let program = TrainingProgram::new(config, batch, &options)?;
-    let mut exe = backend.compile(program.plan)?;
-    write_weights(exe.as_mut())?;
-    let x0: Vec<f32> = noise(batch.numel(config.in_channels)).iter().map(|v| v.clamp(-1.0, 1.0)).collect();
-    exe.write_f32(program.x0, &x0)?;
-    exe.write_u32(program.example_index, &(0..batch.n as u32).collect::<Vec<_>>())?;
-    exe.write_u32(program.key, &[1, 0])?;
-    exe.write_f32(program.hyper, &[2e-4, 0.1, 0.001, 0.9999])?;
-    Ok(exe)
 }

@@ -2,7 +2,7 @@
 
 mod network;
 mod product;
-mod table;
+pub(super) mod table;
 
 use std::fs;
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ use clap::{Subcommand, ValueEnum};
 use super::presets::Preset;
 use crate::backend::Precision;
 use crate::backend::gpu::choice::Tuning;
-use crate::backend::gpu::choice::shape::{ConvShape, GemmShape};
+use crate::backend::gpu::choice::shape::{GemmShape, Layer};
 use crate::backend::gpu::driver::DeviceLimits;
 
 #[derive(clap::Args)]
@@ -43,7 +43,7 @@ enum What {
     /// The three passes of a convolution, all candidates.
     Conv {
         /// As in n256h32w32c128k128r3s1p1; r, s and p are 3, 1 and half the kernel if they are not given.
-        shape: ConvShape,
+        shape: Layer,
         #[command(flatten)]
         on: On,
     },
@@ -116,7 +116,7 @@ impl On {
 
     fn tuning(&self) -> Result<Tuning> {
         let limits = self.limits();
-        let Some(path) = &self.tuning else { return Ok(Tuning::embedded(&limits)?) };
+        let Some(path) = &self.tuning else { return Ok(Tuning::embedded(&limits)) };
         let file = path.display().to_string();
         let text = fs::read_to_string(path).with_context(|| format!("cannot read the table {file}"))?;
         Ok(Tuning::parse(&file, &text, &limits)?)
@@ -137,7 +137,7 @@ impl On {
 pub(super) fn run(args: &Args) -> Result<ExitCode> {
     let text = match &args.what {
         Some(What::Conv { shape, on }) => product::explain(&format!("conv {shape}"), shape, on)?,
-        Some(What::Gemm { shape, on }) => product::explain(&format!("gemm {shape}"), &shape.conv(), on)?,
+        Some(What::Gemm { shape, on }) => product::explain(&format!("gemm {shape}"), &shape.conv().into(), on)?,
         None => network::explain(args)?,
     };
     super::print(&text)?;

@@ -1,7 +1,6 @@
 //! Every operation of a network.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
 use anyhow::{Result, bail};
 use serde::Serialize;
@@ -12,16 +11,11 @@ use super::{Args, On};
 use crate::backend::Precision;
 use crate::backend::gpu::choice::{Limit, Product, Tuning, product};
 use crate::backend::gpu::driver::DeviceLimits;
-use crate::diffusion::{
-    BetaConfig, LossWeighting, Objective, PredictionType, Schedule, TrainingObjective, VarianceType,
-};
-use crate::graph::{AdamW, Graph, Node, Op, cost};
-use crate::model::ModelFolder;
-use crate::program::{Batch, ForwardProgram, TrainingInputs, TrainingOptions, TrainingProgram};
+use crate::cli::network;
+use crate::cli::presets::Preset;
+use crate::graph::{Graph, Node, Op, cost};
+use crate::program::{Batch, ForwardProgram};
 use crate::unet::UNetConfig;
-
-/// Bytes of a parameter that the optimiser moves: gradient, weight, two moments and average, and the bf16 copy.
-const OPTIMIZER_BYTES: f64 = 38.0;
 
 /// Equal nodes of a network.
 #[derive(Clone, Debug, Serialize)]
@@ -45,21 +39,20 @@ struct Line {
 
 /// What the network of `args` runs on.
 pub(super) fn explain(args: &Args) -> Result<String> {
-    let (name, config) = match (&args.model, args.preset) {
-        (Some(path), _) => (path.display().to_string(), ModelFolder::open(path)?.config),
-        (None, Some(preset)) => {
-            use clap::ValueEnum;
-            let name = preset.to_possible_value().map_or_else(String::new, |v| v.get_name().to_string());
-            (name, preset.config())
-        }
-        (None, None) => bail!(
+    if args.model.is_none() && args.preset.is_none() {
+        bail!(
             "nothing to explain; take a model folder, --preset ddpm-cifar10-32, conv n256h32w32c128k128 or gemm \
              m65536n768k256"
-        ),
+        );
+    }
+    let (name, config) = network::named(args.model.as_deref(), args.preset.unwrap_or(Preset::DdpmCifar10))?;
+    let batch = network::batch(&config, args.batch as usize);
+    let Batch { h, w, .. } = batch;
+    let graph = if args.train {
+        network::training_program(&config, batch)?.plan.graph().clone()
+    } else {
+        inference(&config, batch)?
     };
-    let (h, w) = config.height_width().unwrap_or((32, 32));
-    let batch = Batch { n: args.batch as usize, h, w };
-    let graph = if args.train { training(&config, batch)? } else { inference(&config, batch)? };
     let lines = lines(&graph, &args.on.limits(), &args.on.tuning()?, args.on.precision);
     let total: f64 = lines.iter().map(|l| l.us * l.count as f64).sum();
     let floor: f64 = lines.iter().map(|l| l.floor_us * l.count as f64).sum();
@@ -159,13 +152,7 @@ fn line(graph: &Graph, node: &Node, limits: &DeviceLimits, tuning: &Tuning, prec
             percent: 0.0,
         };
     }
-    let bytes = match node.op {
-        Op::AdamW(_) => graph.params().iter().map(|p| p.numel() as f64 * OPTIMIZER_BYTES).sum(),
-        _ => {
-            let values = node.inputs.iter().chain(&node.outputs);
-            values.map(|&v| (graph.shape(v).numel() * graph.value(v).dtype.bytes(precision)) as f64).sum()
-        }
-    };
+    let bytes = cost::bytes(graph, node, precision) as f64;
     let (us, floor_us) = product::floor_and_launch(cost::flops(graph, node) as f64, bytes);
     Line {
         operation,
@@ -201,20 +188,4 @@ fn product_shape(graph: &Graph, node: &Node) -> String {
 
 fn inference(config: &UNetConfig, batch: Batch) -> Result<Graph> {
     Ok(ForwardProgram::new(config, batch, false)?.plan.graph().clone())
-}
-
-fn training(config: &UNetConfig, batch: Batch) -> Result<Graph> {
-    let learned = config.out_channels == 2 * config.in_channels;
-    let objective = TrainingObjective::new(
-        Schedule::new(&BetaConfig::linear(1000))?,
-        PredictionType::Epsilon,
-        if learned { VarianceType::LearnedRange } else { VarianceType::FixedLarge },
-        if learned { Objective::Hybrid { lambda: 0.001 } } else { Objective::Simple },
-        LossWeighting::None,
-        256,
-    );
-    let optimizer = AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, max_grad_norm: 1.0 };
-    let options =
-        TrainingOptions { objective: Arc::new(objective), optimizer: Some(optimizer), inputs: TrainingInputs::Drawn };
-    Ok(TrainingProgram::new(config, batch, &options)?.plan.graph().clone())
 }

@@ -5,8 +5,9 @@ use serde_json::{Value, json};
 
 use super::On;
 use super::table::table;
-use crate::backend::gpu::choice::shape::ConvShape;
-use crate::backend::gpu::choice::{ImageChoice, Plan, Prediction, Product, image, pixel};
+use crate::backend::gpu::choice::product::Candidate;
+use crate::backend::gpu::choice::shape::Layer;
+use crate::backend::gpu::choice::{ImageChoice, Plan, Product};
 use crate::backend::gpu::driver::DeviceLimits;
 use crate::backend::gpu::kernels;
 
@@ -15,10 +16,10 @@ pub(super) fn registers(kernel: &str, architecture: &str) -> Option<u32> {
     kernels::record().iter().find(|r| r.name == kernel && r.arch == architecture).map(|r| r.registers)
 }
 
-/// What the three passes of `shape` run on.
-pub(super) fn explain(name: &str, shape: &ConvShape, on: &On) -> Result<String> {
+/// What the three passes of `layer` run on.
+pub(super) fn explain(name: &str, layer: &Layer, on: &On) -> Result<String> {
     let (limits, tuning) = (on.limits(), on.tuning()?);
-    let products = [Product::Image(shape.fprop()), Product::Image(shape.dgrad()), Product::Pixel(shape.wgrad())];
+    let products = [Product::Image(layer.fprop()), Product::Image(layer.dgrad()), Product::Pixel(layer.wgrad())];
     let products = products.map(|p| p.with_precision(on.precision));
     let passes = products.iter().map(|product| (product, product.plan(&limits, Some(&tuning))));
     if on.json {
@@ -36,21 +37,12 @@ pub(super) fn explain(name: &str, shape: &ConvShape, on: &On) -> Result<String> 
     Ok(text)
 }
 
-/// A candidate's name, prediction and shared memory.
-type Candidate = (String, Prediction, usize);
-
 /// All candidates, the best first.
 fn candidates(product: &Product, plan: &Plan, limits: &DeviceLimits) -> Vec<Candidate> {
-    match (product, plan) {
-        (_, Plan::Mma(..)) => vec![(plan.config(), plan.predicted(product), plan.shared_bytes())],
-        (Product::Image(p), _) => {
-            let all = image::candidates(p, limits).into_iter();
-            all.map(|c| (c.config().to_string(), c.predicted, c.shared_bytes)).collect()
-        }
-        (Product::Pixel(p), _) => {
-            let all = pixel::candidates(p, limits).into_iter();
-            all.map(|c| (c.config().to_string(), c.predicted, c.shared_bytes)).collect()
-        }
+    let (name, predicted, shared_bytes) = (plan.config(), plan.predicted(product), plan.shared_bytes());
+    match plan {
+        Plan::Mma(..) => vec![Candidate { name, predicted, shared_bytes }],
+        _ => product.candidates(limits),
     }
 }
 
@@ -69,12 +61,13 @@ fn as_json(product: &Product, plan: &Plan, limits: &DeviceLimits, on: &On) -> Va
         }
         Plan::Mma(c, why) => (json!({"variant": c.variant, "splits": c.splits, "steps": c.steps}), Some(why)),
     };
-    let candidates = candidates(product, plan, limits).into_iter().map(|(name, predicted, shared)| {
-        json!({
-            "candidate": name, "shared_bytes": shared, "predicted": predicted,
-            "percent_of_floor": predicted.percent_of_floor(),
-        })
-    });
+    let candidates =
+        candidates(product, plan, limits).into_iter().map(|Candidate { name, predicted, shared_bytes }| {
+            json!({
+                "candidate": name, "shared_bytes": shared_bytes, "predicted": predicted,
+                "percent_of_floor": predicted.percent_of_floor(),
+            })
+        });
     json!({
         "pass": product.pass(), "flops": product.flops(), "bytes": product.bytes(), "floor_us": predicted.floor_us,
         "kernel": kernel, "candidate": plan.config(), "predicted": predicted,
@@ -102,7 +95,7 @@ fn as_text(product: &Product, plan: &Plan, limits: &DeviceLimits, on: &On) -> St
     let chosen = plan.config();
     let rows: Vec<_> = candidates(product, plan, limits)
         .into_iter()
-        .map(|(name, p, shared)| {
+        .map(|Candidate { name, predicted: p, shared_bytes }| {
             let mark = if name == chosen { '*' } else { ' ' };
             let cells = [
                 name,
@@ -112,7 +105,7 @@ fn as_text(product: &Product, plan: &Plan, limits: &DeviceLimits, on: &On) -> St
                 p.tiles.to_string(),
                 p.waves.to_string(),
                 format!("{:.1}", p.fetched_bytes / 1e6),
-                format!("{:.1}", shared as f64 / 1024.0),
+                format!("{:.1}", shared_bytes as f64 / 1024.0),
             ];
             (mark, cells)
         })

@@ -2,7 +2,7 @@
 
 /// Rows of equal length with a heading; the first `left` columns to the left, the rest to the right. Each line begins with
 /// two blanks or its mark.
-pub(super) fn table<const N: usize>(heading: [&str; N], rows: &[(char, [String; N])], left: usize) -> String {
+pub(in crate::cli) fn table<const N: usize>(heading: [&str; N], rows: &[(char, [String; N])], left: usize) -> String {
     let heading = (' ', heading.map(String::from));
     let lines: Vec<&(char, [String; N])> = std::iter::once(&heading).chain(rows).collect();
     let width = |column: usize| lines.iter().map(|(_, line)| line[column].chars().count()).max().unwrap_or(0);

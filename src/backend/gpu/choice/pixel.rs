@@ -266,6 +266,18 @@ pub fn override_with(p: &PixelProblem, limits: &DeviceLimits, c: &PixelConfig) -
     }
 }
 
+/// The candidates that keep the model's order of sums: its choice first, then columns and slots of the ring changed.
+pub fn alternatives(p: &PixelProblem, limits: &DeviceLimits) -> Vec<PixelChoice> {
+    let Some(model) = candidates(p, limits).into_iter().next() else { return Vec::new() };
+    let others =
+        [128, 64].into_iter().flat_map(|columns| (FEWEST_STAGES..=MOST_STAGES).map(move |stages| (columns, stages)));
+    let others = others.filter_map(|(columns, stages)| {
+        let config = PixelConfig { columns, stages, ..model.config() };
+        check(p, limits, &config).ok().filter(|c| (c.patch, c.splits) == (model.patch, model.splits))
+    });
+    std::iter::once(model.clone()).chain(others.filter(|c| c.config() != model.config())).collect()
+}
+
 /// Fewest slots of the ring.
 const FEWEST_STAGES: usize = 2;
 /// More slots than this hide no more latency.
@@ -360,5 +372,4 @@ fn configured(p: &PixelProblem, c: &PixelConfig) -> PixelChoice {
 }
 
 #[cfg(test)]
-#[path = "pixel_tests.rs"]
 mod tests;

@@ -1,8 +1,8 @@
 //! The matrix product of a node, and the kernel family that computes it.
 
-use super::image::{ImageChoice, ImageProblem, Pass, choose_image, takes_image};
+use super::image::{self, ImageChoice, ImageProblem, Pass, choose_image, takes_image};
 use super::mma::{self, ImageProduct, PixelProduct};
-use super::pixel::{PixelChoice, PixelProblem, choose_pixel, takes_pixel};
+use super::pixel::{self, PixelChoice, PixelProblem, choose_pixel, takes_pixel};
 use super::{Prediction, Tuning, cost};
 use crate::backend::Precision;
 use crate::backend::gpu::driver::DeviceLimits;
@@ -29,6 +29,23 @@ pub enum Plan {
     Pixel(PixelChoice),
     /// The kernels of mma.sync, and why not those of Hopper.
     Mma(mma::Choice, &'static str),
+}
+
+/// One way to compute a product.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Candidate {
+    /// As in tables: see [`ImageConfig`](super::ImageConfig) and [`PixelConfig`](super::PixelConfig).
+    pub name: String,
+    /// How long it should take.
+    pub predicted: Prediction,
+    /// Dynamic shared memory of a block.
+    pub shared_bytes: usize,
+}
+
+impl Candidate {
+    fn new(config: impl ToString, predicted: Prediction, shared_bytes: usize) -> Self {
+        Self { name: config.to_string(), predicted, shared_bytes }
+    }
 }
 
 /// Height and width of an image; a column of pixels where the value has no image shape.
@@ -112,6 +129,32 @@ impl Product {
                 Ok(()) => Plan::Pixel(choose_pixel(p, limits, tuning)),
                 Err(why) => Plan::Mma(mma::choose_wgrad(&mma_pixel(p)), why),
             },
+        }
+    }
+
+    /// All candidates of the cost model, the best prediction first; none where the kernels of Hopper do not take the product.
+    pub fn candidates(&self, limits: &DeviceLimits) -> Vec<Candidate> {
+        match self {
+            Product::Image(p) if takes_image(p, limits).is_ok() => {
+                let all = image::candidates(p, limits).into_iter();
+                all.map(|c| Candidate::new(c.config(), c.predicted, c.shared_bytes)).collect()
+            }
+            Product::Pixel(p) if takes_pixel(p, limits).is_ok() => {
+                let all = pixel::candidates(p, limits).into_iter();
+                all.map(|c| Candidate::new(c.config(), c.predicted, c.shared_bytes)).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// The candidates that a [`Tuning`] table may name, the choice of the model first: all have the same order of sums.
+    pub fn alternatives(&self, limits: &DeviceLimits) -> Vec<Candidate> {
+        match self {
+            Product::Pixel(p) if takes_pixel(p, limits).is_ok() => {
+                let all = pixel::alternatives(p, limits).into_iter();
+                all.map(|c| Candidate::new(c.config(), c.predicted, c.shared_bytes)).collect()
+            }
+            _ => self.candidates(limits),
         }
     }
 

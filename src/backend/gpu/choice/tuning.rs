@@ -3,7 +3,7 @@
 //! ```json
 //! { "NVIDIA H200": { "fprop n256h32w32c128k128r3s1p1": "128x128.halo.8x16x1.whole.2+7" } }
 //! ```
-//! A problem is a pass and a [`ConvShape`]; linear layers are 1x1 convolutions of images one pixel wide.
+//! A problem is a pass and a [`Layer`]; linear layers are 1x1 convolutions of images one pixel wide.
 
 use std::collections::HashMap;
 
@@ -12,7 +12,8 @@ use thiserror::Error;
 
 use super::image::{self, ImageConfig, ImageProblem};
 use super::pixel::{self, PixelConfig, PixelProblem};
-use super::shape::ConvShape;
+use super::product::Product;
+use super::shape::{ConvShape, Layer};
 use crate::backend::gpu::driver::DeviceLimits;
 
 /// A table that cannot be used.
@@ -78,39 +79,60 @@ impl Tuning {
     }
 
     /// What the tables in this build say about this GPU, those of `benches/results/tuning` in the order of their names.
-    ///
-    /// # Errors
-    /// As [`Tuning::parse`].
-    pub fn embedded(limits: &DeviceLimits) -> Result<Self, TuningError> {
+    /// What a device of that name cannot run after all is left to the model.
+    pub fn embedded(limits: &DeviceLimits) -> Self {
         let mut all = Self::default();
         for (name, text) in embedded::TABLES {
-            let table = Self::parse(name, text, limits)?;
+            let Ok(table) = Self::parse(name, text, limits) else { continue };
             all.name = if all.name.is_empty() { table.name } else { format!("{}, {}", all.name, table.name) };
             all.image.extend(table.image);
             all.pixel.extend(table.pixel);
         }
-        Ok(all)
+        all
+    }
+
+    /// One candidate for one product, to measure it.
+    ///
+    /// # Errors
+    /// The rule that the candidate breaks.
+    pub fn of(product: &Product, candidate: &str, limits: &DeviceLimits) -> Result<Self, String> {
+        let mut table = Self { name: "forced".into(), ..Self::default() };
+        table.add(product.clone(), candidate, limits)?;
+        Ok(table)
+    }
+
+    /// The key of a pass of a convolution.
+    pub fn key(pass: &str, shape: &ConvShape) -> String {
+        format!("{pass} {shape}")
     }
 
     fn insert(&mut self, key: &str, candidate: &str, limits: &DeviceLimits) -> Result<(), String> {
-        let (pass, shape) = key.split_once(' ').ok_or("a key reads \"fprop n256h32w32c128k128r3s1p1\"")?;
-        let shape: ConvShape = shape.parse().map_err(|e| format!("{e}"))?;
-        let problem = match pass {
-            "fprop" => shape.fprop(),
-            "dgrad" => shape.dgrad(),
-            "wgrad" => {
-                let (problem, config) = (shape.wgrad(), candidate.parse().map_err(|e| format!("{e}"))?);
+        let (pass, layer) = key.split_once(' ').ok_or("a key reads \"fprop n256h32w32c128k128r3s1p1\"")?;
+        let layer: Layer = layer.parse().map_err(|e| format!("{e}"))?;
+        let product = match pass {
+            "fprop" => Product::Image(layer.fprop()),
+            "dgrad" => Product::Image(layer.dgrad()),
+            "wgrad" => Product::Pixel(layer.wgrad()),
+            other => return Err(format!("{other:?} is none of fprop, dgrad, wgrad")),
+        };
+        self.add(product, candidate, limits)
+    }
+
+    fn add(&mut self, product: Product, candidate: &str, limits: &DeviceLimits) -> Result<(), String> {
+        match product {
+            Product::Image(problem) => {
+                let config = candidate.parse().map_err(|e| format!("{e}"))?;
+                image::takes_image(&problem, limits)?;
+                image::check(&problem, limits, &config).map_err(|e| e.to_string())?;
+                self.image.insert(plain(&problem), config);
+            }
+            Product::Pixel(problem) => {
+                let config = candidate.parse().map_err(|e| format!("{e}"))?;
                 pixel::takes_pixel(&problem, limits)?;
                 pixel::override_with(&problem, limits, &config).map_err(|e| e.to_string())?;
                 self.pixel.insert(problem, config);
-                return Ok(());
             }
-            other => return Err(format!("{other:?} is none of fprop, dgrad, wgrad")),
-        };
-        let config = candidate.parse().map_err(|e| format!("{e}"))?;
-        image::takes_image(&problem, limits)?;
-        image::check(&problem, limits, &config).map_err(|e| e.to_string())?;
-        self.image.insert(problem, config);
+        }
         Ok(())
     }
 
@@ -124,10 +146,13 @@ impl Tuning {
         self.len() == 0
     }
 
-    /// What it says about an image product, with or without a residual and moments, and its name.
+    /// What it says about an image product, with or without a residual and moments, and its name. A concatenation whose
+    /// slabs are those of one source of as many channels is looked up as that, too.
     pub fn image(&self, p: &ImageProblem) -> Option<(&str, ImageConfig)> {
-        let plain = ImageProblem { residual: false, cell: None, ..p.clone() };
-        let config = self.image.get(&plain);
+        let plain = plain(p);
+        let joined = ImageProblem { channels: vec![plain.channels.iter().sum()], ..plain.clone() };
+        let joined = (joined.slabs() == plain.slabs()).then_some(joined);
+        let config = self.image.get(&plain).or_else(|| self.image.get(&joined?));
         config.map(|c| (self.name.as_str(), *c))
     }
 
@@ -137,9 +162,14 @@ impl Tuning {
     }
 }
 
+/// What a table is asked for: fused operands change the time of all candidates alike.
+fn plain(p: &ImageProblem) -> ImageProblem {
+    ImageProblem { residual: false, cell: None, ..p.clone() }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::super::shape::ConvShape;
+    use super::super::shape::Layer;
     use super::super::{Origin, choose_image, choose_pixel};
     use super::*;
 
@@ -161,15 +191,20 @@ mod tests {
     #[test]
     fn a_measured_candidate_is_chosen_and_says_so() {
         let table = parse("fprop n256h32w32c128k128", "128x64.taps.16x8x1.whole.4+4").unwrap();
-        let shape: ConvShape = "n256h32w32c128k128".parse().unwrap();
+        let shape: Layer = "n256h32w32c128k128".parse().unwrap();
         for residual in [false, true] {
             let choice = choose_image(&shape.fprop().with_residual(residual), &h200(), Some(&table));
             assert_eq!(choice.config().to_string(), "128x64.taps.16x8x1.whole.4+4");
             assert_eq!(choice.origin, Origin::Table("t.json".into()));
             assert!(choice.runner_up.is_some() && choice.to_string().contains("measured (t.json)"), "{choice}");
         }
+        // The same channels from two tensors, where no slab holds some of both.
+        for (channels, origin) in [("64+64", Origin::Table("t.json".into())), ("32+96", Origin::Model)] {
+            let joined: Layer = format!("n256h32w32c{channels}k128").parse().unwrap();
+            assert_eq!(choose_image(&joined.fprop(), &h200(), Some(&table)).origin, origin, "{channels}");
+        }
         // Another pass, another batch.
-        let other: ConvShape = "n128h32w32c128k128".parse().unwrap();
+        let other: Layer = "n128h32w32c128k128".parse().unwrap();
         for p in [shape.dgrad(), other.fprop()] {
             assert_eq!(choose_image(&p, &h200(), Some(&table)), choose_image(&p, &h200(), None));
         }
@@ -177,7 +212,7 @@ mod tests {
 
     #[test]
     fn a_weight_gradient_keeps_its_splits() {
-        let shape: ConvShape = "n256h32w32c128k128".parse().unwrap();
+        let shape: Layer = "n256h32w32c128k128".parse().unwrap();
         let model = choose_pixel(&shape.wgrad(), &h200(), None).config();
         let fewer = PixelConfig { stages: 2, ..model };
         let table = parse("wgrad n256h32w32c128k128", &fewer.to_string()).unwrap();
@@ -222,6 +257,6 @@ mod tests {
             }
         }
         let unknown = DeviceLimits { name: "no such GPU".into(), ..h200() };
-        assert!(Tuning::embedded(&unknown).unwrap().is_empty());
+        assert!(Tuning::embedded(&unknown).is_empty());
     }
 }

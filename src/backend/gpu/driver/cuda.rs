@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use cudarc::driver::{result, sys};
 
+use super::LaunchTimes;
 use super::{
     DeviceLimits, DevicePtr, Driver, DriverError, KernelId, LoadedKernel, Recording, TensorMap, TensorMapSpec,
     shifted_operands,
@@ -277,6 +278,11 @@ impl Driver for Cuda {
         }
         // SAFETY: the caller's, for every replay.
         Ok(Box::new(unsafe { graph::Replay::capture(&self.inner, &launches)? }))
+    }
+
+    unsafe fn trace(&self, launches: &[Launch], times: usize) -> Result<LaunchTimes, DriverError> {
+        // SAFETY: the caller's.
+        unsafe { graph::trace(&self.inner, launches, times) }
     }
 
     fn tensor_map(&self, spec: &TensorMapSpec) -> Result<TensorMap, DriverError> {

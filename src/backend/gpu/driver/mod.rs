@@ -169,6 +169,26 @@ pub trait Driver: Send + Sync {
     /// What the device says.
     unsafe fn record(&self, launches: Vec<Launch>) -> Result<Box<dyn Recording>, DriverError>;
 
+    /// Runs launches in order, `times` times, and takes the time of each: from the end of the one before to its own end.
+    ///
+    /// # Safety
+    /// As [`Driver::launch`], for every run.
+    ///
+    /// # Errors
+    /// What the device says.
+    unsafe fn trace(&self, launches: &[Launch], times: usize) -> Result<LaunchTimes, DriverError> {
+        let timed = |launch: &Launch| {
+            let begin = Instant::now();
+            // SAFETY: the caller's.
+            unsafe { self.launch(launch) }?;
+            self.synchronize()?;
+            Ok(begin.elapsed())
+        };
+        self.synchronize()?;
+        let runs = (0..times).map(|_| launches.iter().map(timed).collect()).collect::<Result<_, _>>()?;
+        Ok(LaunchTimes { runs, overhead: Duration::ZERO })
+    }
+
     /// Encodes a tensor map for the arguments of launches.
     ///
     /// # Errors
@@ -192,6 +212,15 @@ pub trait Driver: Send + Sync {
         self.synchronize()?;
         Ok(begin.elapsed())
     }
+}
+
+/// How long launches take.
+#[derive(Clone, Debug, Default)]
+pub struct LaunchTimes {
+    /// Of each run, of each launch.
+    pub runs: Vec<Vec<Duration>>,
+    /// Time between two marks with nothing in between.
+    pub overhead: Duration,
 }
 
 /// Launches that replay as one: a CUDA graph, or a list.

@@ -14,6 +14,8 @@ mod norm;
 mod optim;
 mod sampling;
 
+use std::sync::Arc;
+
 use bytemuck::Pod;
 
 pub use fusions::Fusions;
@@ -21,6 +23,7 @@ pub(super) use fusions::Roles;
 use fusions::Stored;
 
 use super::backend_error;
+use super::choice::Tuning;
 use super::driver::{DeviceLimits, DevicePtr, Driver, TensorMap, TensorMapSpec};
 use super::fp8::Quantised;
 use super::launch::{Args, Config};
@@ -90,6 +93,8 @@ pub(super) struct Planned {
 pub(super) struct Lowered {
     /// In the order of execution.
     pub launches: Vec<Planned>,
+    /// The node of the graph that each launch belongs to.
+    pub nodes: Vec<usize>,
     /// Launches that run once after parameters were written, before the next run.
     pub prepared: Vec<Planned>,
     /// Bytes of workspace that the neediest node takes.
@@ -104,17 +109,23 @@ pub(super) struct Lowered {
     pub constants: Vec<u8>,
 }
 
+/// What was decided about a plan before its launches are made.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Decisions {
+    /// Which values are made by fusion, and how.
+    pub roles: Roles,
+    /// Values that are stored as e4m3.
+    pub fp8: Quantised,
+    /// What was measured to be fastest, where it overrides the cost model.
+    pub tuning: Arc<Tuning>,
+}
+
 /// The launches of a plan with addresses that stand for none: only their number and sizes mean something.
 ///
 /// # Errors
 /// [`BackendError::Device`] for an operation that has no kernel.
-pub(super) fn measure(
-    plan: &Plan,
-    roles: &Roles,
-    limits: &DeviceLimits,
-    fp8: &Quantised,
-) -> Result<Lowered, BackendError> {
-    lower_on(plan, roles, limits, fp8, Addresses::provisional(), None)
+pub(super) fn measure(plan: &Plan, decisions: &Decisions, limits: &DeviceLimits) -> Result<Lowered, BackendError> {
+    lower_on(plan, decisions, limits, Addresses::provisional(), None)
 }
 
 /// Turns every node of the plan into launches.
@@ -123,30 +134,29 @@ pub(super) fn measure(
 /// [`BackendError::Device`] for an operation that has no kernel, or a tensor map that the device refuses.
 pub(super) fn lower(
     plan: &Plan,
-    roles: &Roles,
+    decisions: &Decisions,
     driver: &dyn Driver,
-    fp8: &Quantised,
     addresses: Addresses,
 ) -> Result<Lowered, BackendError> {
-    lower_on(plan, roles, driver.limits(), fp8, addresses, Some(driver))
+    lower_on(plan, decisions, driver.limits(), addresses, Some(driver))
 }
 
 fn lower_on(
     plan: &Plan,
-    roles: &Roles,
+    decisions: &Decisions,
     limits: &DeviceLimits,
-    fp8: &Quantised,
     addresses: Addresses,
     encoder: Option<&dyn Driver>,
 ) -> Result<Lowered, BackendError> {
-    let lowered = Lowered { moment_bytes: roles.moment_bytes(), ..Lowered::default() };
-    let mut ctx = Lowering { plan, roles, limits, fp8, addresses, encoder, scratch_used: 0, lowered };
-    for node in plan.graph().nodes() {
-        if roles.makes_nothing(node) {
+    let lowered = Lowered { moment_bytes: decisions.roles.moment_bytes(), ..Lowered::default() };
+    let mut ctx = Lowering { plan, decisions, limits, addresses, encoder, scratch_used: 0, lowered };
+    for (index, node) in plan.graph().nodes().iter().enumerate() {
+        if decisions.roles.makes_nothing(node) {
             continue;
         }
         ctx.scratch_used = 0;
         dispatch(&mut ctx, node)?;
+        ctx.lowered.nodes.resize(ctx.lowered.launches.len(), index);
     }
     Ok(ctx.lowered)
 }
@@ -192,9 +202,8 @@ fn planned<A: Pod>(kernel: &str, grid: [u32; 3], block: u32, shared: u32, args: 
 /// What the launchers see of a plan, and where they put their launches.
 pub(super) struct Lowering<'a> {
     plan: &'a Plan,
-    roles: &'a Roles,
+    decisions: &'a Decisions,
     limits: &'a DeviceLimits,
-    fp8: &'a Quantised,
     addresses: Addresses,
     /// Encodes tensor maps; none while measuring.
     encoder: Option<&'a dyn Driver>,
@@ -233,9 +242,14 @@ impl Lowering<'_> {
         self.limits
     }
 
+    /// What was measured to be fastest on the device.
+    pub fn tuning(&self) -> &Tuning {
+        &self.decisions.tuning
+    }
+
     /// The scale of a value that is stored as e4m3, `scale` times less; none for all others.
     pub fn e4m3_scale(&self, v: ValueId) -> Option<f32> {
-        self.fp8.get(&v).copied()
+        self.decisions.fp8.get(&v).copied()
     }
 
     /// Address of a value; null if fusion removed it.
@@ -258,18 +272,18 @@ impl Lowering<'_> {
 
     /// Whether a reader of `v` doubles the size of what it reads.
     pub fn is_upsampled(&self, v: ValueId) -> bool {
-        self.roles.is_upsampled(v)
+        self.decisions.roles.is_upsampled(v)
     }
 
     /// The moments that the norm that makes `y` reads, of each of its sources, and where they lie.
     pub fn read_moments(&self, y: ValueId) -> Option<Vec<(DevicePtr, Stored)>> {
-        let stored = self.roles.moments_of(y)?;
+        let stored = self.decisions.roles.moments_of(y)?;
         Some(stored.into_iter().map(|m| (self.addresses.moments.offset(m.offset), m)).collect())
     }
 
     /// Where the product that makes `v` stores moments of it; null if nobody asks for them.
     pub fn stored_moments(&self, v: ValueId) -> DevicePtr {
-        self.roles.stored(v).map_or(DevicePtr::NULL, |m| self.addresses.moments.offset(m.offset))
+        self.decisions.roles.stored(v).map_or(DevicePtr::NULL, |m| self.addresses.moments.offset(m.offset))
     }
 
     /// Address of operand or result `index`; null where there is none.
@@ -385,6 +399,8 @@ impl Lowering<'_> {
 mod tests {
     use super::*;
     use crate::backend::gpu::driver::Swizzle;
+    use crate::bench::program::Program;
+    use crate::bench::{Pass, Product};
 
     fn limits() -> DeviceLimits {
         DeviceLimits {
@@ -397,15 +413,15 @@ mod tests {
         }
     }
 
-    fn measuring<'a>(plan: &'a Plan, (roles, fp8): &'a (Roles, Quantised), limits: &'a DeviceLimits) -> Lowering<'a> {
+    fn measuring<'a>(plan: &'a Plan, decisions: &'a Decisions, limits: &'a DeviceLimits) -> Lowering<'a> {
         let addresses = Addresses::provisional();
-        Lowering { plan, roles, limits, fp8, addresses, encoder: None, scratch_used: 0, lowered: Lowered::default() }
+        Lowering { plan, decisions, limits, addresses, encoder: None, scratch_used: 0, lowered: Lowered::default() }
     }
 
     #[test]
     fn tickets_belong_to_one_node() {
-        let (plan, fused, limits) = (Plan::new(Graph::new()), Default::default(), limits());
-        let mut ctx = measuring(&plan, &fused, &limits);
+        let (plan, decisions, limits) = (Plan::new(Graph::new()), Decisions::default(), limits());
+        let mut ctx = measuring(&plan, &decisions, &limits);
         let (a, b) = (ctx.counters(3), ctx.counters(100));
         assert!(b.0 >= a.0 + 3 * 4 && b.0.is_multiple_of(4));
         assert!(ctx.lowered.counter_bytes as u64 >= b.0 - a.0 + 400);
@@ -415,9 +431,31 @@ mod tests {
     }
 
     #[test]
+    fn a_measured_table_decides_what_is_launched() {
+        let (product, limits) = (Product::Conv("n2h9w17c72k136".parse().unwrap()), limits());
+        let launched = |tuning: Tuning| {
+            let decisions = Decisions { tuning: Arc::new(tuning), ..Decisions::default() };
+            let first = |pass| {
+                let plan = Program::new(&product, pass, 1).unwrap().plan.relaid(Precision::Bf16);
+                let launches = measure(&plan, &decisions, &limits).unwrap().launches;
+                launches.into_iter().map(|l| l.kernel).find(|k| k.starts_with("conv_hopper")).unwrap()
+            };
+            Pass::ALL.map(first)
+        };
+        let table = r#"{"test": {"fprop n2h9w17c72k136": "128x128.halo.8x16x1.whole.2+4",
+            "dgrad n2h9w17c72k136": "128x128.taps.9x9x1.whole.3+3", "wgrad n2h9w17c72k136": "128.6x9x1.s6.2"}}"#;
+        let kernels = |[f, d, w]: [&str; 3]| {
+            let passes = [("fprop", f), ("dgrad", d), ("wgrad", w)];
+            passes.map(|(pass, tile)| format!("conv_hopper_{pass}_{tile}_bf16"))
+        };
+        assert_eq!(launched(Tuning::default()), kernels(["64x64", "64x64", "3x64"]));
+        assert_eq!(launched(Tuning::parse("", table, &limits).unwrap()), kernels(["128x128", "128x128", "3x128"]));
+    }
+
+    #[test]
     fn measuring_checks_tensor_maps_and_encodes_none() {
-        let (plan, fused, limits) = (Plan::new(Graph::new()), Default::default(), limits());
-        let ctx = measuring(&plan, &fused, &limits);
+        let (plan, decisions, limits) = (Plan::new(Graph::new()), Decisions::default(), limits());
+        let ctx = measuring(&plan, &decisions, &limits);
         let spec = TensorMapSpec {
             base: ctx.addresses.arena,
             element_bytes: 2,

@@ -116,6 +116,14 @@ impl Event {
         checked("cuEventRecord", unsafe { result::event::record(self.0, stream.raw()) })
     }
 
+    /// Records into a stream that is captured: the graph then records the event at every replay.
+    pub fn record_in_graph(&self, stream: &Stream) -> Result<(), DriverError> {
+        let external = sys::CUevent_record_flags::CU_EVENT_RECORD_EXTERNAL as u32;
+        // SAFETY: both are alive.
+        let code = unsafe { sys::cuEventRecordWithFlags(self.0, stream.raw(), external) };
+        checked("cuEventRecordWithFlags", code.result())
+    }
+
     pub fn synchronize(&self) -> Result<(), DriverError> {
         // SAFETY: the event is alive.
         checked("cuEventSynchronize", unsafe { result::event::synchronize(self.0) })

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use cudarc::driver::{result, sys};
 
-use super::api::{Stream, checked};
+use super::api::{Event, Stream, checked};
 use super::{Inner, Recording};
-use crate::backend::gpu::driver::DriverError;
+use crate::backend::gpu::driver::{DriverError, LaunchTimes};
 use crate::backend::gpu::launch::Launch;
 
 /// Launches as one CUDA graph.
@@ -54,6 +54,40 @@ impl Replay {
         checked("cuGraphUpload", unsafe { result::graph::upload(replay.graph, inner.stream.raw()) })?;
         Ok(replay)
     }
+}
+
+/// Takes the time of each launch, by a graph with an event behind each.
+///
+/// # Safety
+/// As for each launch, at every run.
+pub(super) unsafe fn trace(inner: &Arc<Inner>, launches: &[Launch], times: usize) -> Result<LaunchTimes, DriverError> {
+    inner.bind()?;
+    let functions = launches.iter().map(|l| inner.prepare(l)).collect::<Result<Vec<_>, _>>()?;
+    // One in front, one behind each launch, and one more: the last two have nothing in between.
+    let marks = (0..launches.len() + 2).map(|_| Event::timing()).collect::<Result<Vec<_>, _>>()?;
+    let (last, others) = (&marks[launches.len() + 1], &marks[1..=launches.len()]);
+    let enqueue = |stream: &Stream| {
+        marks[0].record_in_graph(stream)?;
+        for ((function, launch), mark) in functions.iter().zip(launches).zip(others) {
+            // SAFETY: the caller's.
+            unsafe { inner.enqueue(*function, launch, stream.raw()) }?;
+            mark.record_in_graph(stream)?;
+        }
+        last.record_in_graph(stream)
+    };
+    let replay = Replay::capture_calls::<DriverError>(inner, enqueue)?;
+    let mut times_of = LaunchTimes::default();
+    // The first replay loads what later ones find loaded.
+    for run in 0..=times {
+        replay.replay()?;
+        inner.synchronize()?;
+        if run > 0 {
+            let pairs = marks.windows(2).take(launches.len());
+            times_of.runs.push(pairs.map(|pair| pair[0].until(&pair[1])).collect::<Result<_, _>>()?);
+        }
+        times_of.overhead = marks[launches.len()].until(last)?;
+    }
+    Ok(times_of)
 }
 
 fn capture<E: From<DriverError>>(

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::backend::gpu::lower::conv::Images;
-use crate::backend::gpu::lower::measure;
+use crate::backend::gpu::lower::{Decisions, measure};
 use crate::graph::{ParamSpec, Plan, Region};
 use crate::program::{Batch, ForwardProgram};
 use crate::unet::presets;
@@ -242,8 +242,9 @@ fn the_cifar_network_makes_no_copy() {
         let roles = Roles::new(&graph, Precision::Bf16, &hopper(), fusions);
         let plan = Plan::without(graph.clone(), Precision::Bf16, roles.replaced().clone());
         assert_eq!(crate::graph::plan::find_overlap(&plan), None);
-        let lowered = measure(&plan, &roles, &hopper(), &Default::default()).unwrap();
-        (roles, plan.region_bytes(Region::Arena), lowered)
+        let decisions = Decisions { roles, ..Decisions::default() };
+        let lowered = measure(&plan, &decisions, &hopper()).unwrap();
+        (decisions.roles, plan.region_bytes(Region::Arena), lowered)
     };
     let (_, whole_bytes, whole) = lowered(Fusions::NONE);
     let (roles, fused_bytes, fused) = lowered(Fusions::default());

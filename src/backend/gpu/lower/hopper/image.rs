@@ -1,244 +1,21 @@
 //! The launcher of `conv_hopper_{fprop,dgrad}`: from a convolution's geometry to the tables of
 //! `kernels/conv/image_args.cuh`.
 
-use bytemuck::{Pod, Zeroable};
+mod args;
+mod product;
 
-use super::views::{Phase, Tap, View, Views, upsampled, views};
-use crate::backend::gpu::choice::{
-    Boxes, Cell, ImageChoice, ImageProblem, LINE_BYTES, Pass, SLAB, THREADS, choose_image, takes_image,
-};
-use crate::backend::gpu::driver::{DeviceLimits, DevicePtr, Swizzle, TensorMap, TensorMapSpec};
+use bytemuck::Zeroable;
+
+use super::views::{Phase, Tap, View, Views};
+use crate::backend::BackendError;
+use crate::backend::gpu::choice::{Boxes, Cell, ImageChoice, ImageProblem, Pass, SLAB, THREADS, choose_image};
+use crate::backend::gpu::driver::{DevicePtr, Swizzle, TensorMap, TensorMapSpec};
 use crate::backend::gpu::lower::Lowering;
-use crate::backend::gpu::lower::conv::{Fused, Images};
+use crate::backend::gpu::lower::conv::Fused;
 use crate::backend::gpu::lower::fast_divide::FastDivide;
-use crate::backend::gpu::lower::linear::POINTWISE;
-use crate::backend::{BackendError, Precision};
-use crate::graph::{ConvGeometry, Graph, Node, Op, Shape, ValueId};
-
-/// Bytes of a bf16.
-const BF16: usize = 2;
-/// Bytes of a slab of one pixel.
-const LINE: usize = LINE_BYTES;
-/// Lengths of the arrays in the arguments.
-const VIEWS: usize = 4;
-const TAPS: usize = 16;
-const PHASES: usize = 4;
-
-/// `struct ImageTap` of `kernels/conv/image_args.cuh`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
-#[repr(C)]
-struct TapArgs {
-    view: i16,
-    filter: i16,
-    x: i16,
-    y: i16,
-    shift: u32,
-}
-
-/// `struct ImagePhase`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
-#[repr(C)]
-struct PhaseArgs {
-    first_tap: i32,
-    taps: i32,
-    steps: i32,
-}
-
-/// `struct ImageArgs`.
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-#[repr(C)]
-struct ImageArgs {
-    sources: [TensorMap; VIEWS],
-    filter: TensorMap,
-    out: [TensorMap; PHASES],
-    residual: [TensorMap; PHASES],
-    taps: [TapArgs; TAPS],
-    phases: [PhaseArgs; PHASES],
-    direct_out: DevicePtr,
-    direct_residual: DevicePtr,
-    bias: DevicePtr,
-    per_image: DevicePtr,
-    partial: DevicePtr,
-    tickets: DevicePtr,
-    statistics: DevicePtr,
-    column_scale: DevicePtr,
-    images: i32,
-    out_h: i32,
-    out_w: i32,
-    columns: i32,
-    source_slabs: i32,
-    source_channels: i32,
-    source_views: i32,
-    patch: [i32; 3],
-    patches: [i32; 3],
-    column_tiles: i32,
-    items: i32,
-    split: i32,
-    segment_steps: i32,
-    box_each_tap: i32,
-    source_box_bytes: u32,
-    source_slot_bytes: u32,
-    source_slots: u32,
-    filter_slots: u32,
-    group_bytes: u32,
-    block_bytes: u32,
-    has_residual: i32,
-    scale: f32,
-    cell_w: i32,
-    cell_h: i32,
-    phase_count: i32,
-    padding: [u32; 7],
-}
-
-/// `struct SumTapsArgs` of `kernels/conv/sum_taps.cu`.
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-struct SumTapsArgs {
-    filter: DevicePtr,
-    out: DevicePtr,
-    vectors: u32,
-    columns: FastDivide,
-}
-
-/// One tensor whose channels are part of the depth; several are read as their concatenation.
-#[derive(Clone, Copy, Debug)]
-pub(in crate::backend::gpu) struct Source {
-    /// `[images, height, width, channels]`.
-    pub at: DevicePtr,
-    /// Its channels.
-    pub channels: usize,
-}
-
-/// A convolution or linear layer, forward or the data gradient.
-#[derive(Clone, Debug)]
-pub(in super::super) struct ImageProduct {
-    /// Which.
-    pub pass: Pass,
-    /// Its filter, of `[K, taps, C]`.
-    pub geometry: ConvGeometry,
-    /// What is read: x or dy.
-    pub sources: Vec<Source>,
-    /// Rows and columns of a source image.
-    pub source_size: (usize, usize),
-    /// N.
-    pub images: usize,
-    /// Rows and columns of an output image.
-    pub out_size: (usize, usize),
-    /// Output channels.
-    pub columns: usize,
-    /// Whether the convolution is one of the source doubled in size.
-    pub upsampled: bool,
-    /// Where moments of the result go; null if nobody asks for them.
-    pub moments: DevicePtr,
-    /// Whether sources and filter are e4m3.
-    pub e4m3: bool,
-}
-
-impl ImageProduct {
-    /// As the launchers see it. `source` is the operand before fusion.
-    pub fn new(pass: Pass, geometry: &ConvGeometry, source: Images, sources: Vec<Source>, out: Images) -> Self {
-        Self {
-            pass,
-            geometry: *geometry,
-            sources,
-            source_size: (source.height, source.width),
-            images: out.count,
-            out_size: (out.height, out.width),
-            columns: out.channels,
-            upsampled: false,
-            e4m3: false,
-            moments: DevicePtr::NULL,
-        }
-    }
-
-    /// The forward pass of a node, if it is one of a convolution or linear layer.
-    pub fn forward(graph: &Graph, node: &Node, sources: Vec<Source>) -> Option<Self> {
-        let (geometry, images): (_, fn(Shape) -> Images) = match &node.op {
-            Op::Conv2d(geometry, _) => (geometry, Images::of),
-            Op::Linear(_) => (&POINTWISE, Images::column),
-            _ => return None,
-        };
-        let [x, y] = [node.inputs[0], node.outputs[0]].map(|v| images(graph.shape(v)));
-        Some(Self::new(Pass::Fprop, geometry, x, sources, y))
-    }
-
-    /// The same product, its sources half as large as its operand if `upsampled`.
-    pub fn upsampled(self, upsampled: bool) -> Self {
-        let (h, w) = self.source_size;
-        let source_size = if upsampled { (h / 2, w / 2) } else { (h, w) };
-        Self { upsampled, source_size, ..self }
-    }
-
-    /// The same product, which stores moments of its result.
-    pub fn with_moments(self, moments: DevicePtr) -> Self {
-        Self { moments, ..self }
-    }
-
-    /// The same product of e4m3.
-    pub fn quantised(self) -> Self {
-        Self { e4m3: true, ..self }
-    }
-
-    /// Bytes of an element of sources and filter.
-    fn operand_bytes(&self) -> usize {
-        if self.e4m3 { 1 } else { BF16 }
-    }
-
-    /// Channels of a slab.
-    fn slab(&self) -> usize {
-        LINE / self.operand_bytes()
-    }
-
-    fn channels(&self) -> Vec<usize> {
-        self.sources.iter().map(|s| s.channels).collect()
-    }
-
-    fn problem(&self, precision: Precision, residual: bool) -> ImageProblem {
-        let (geometry, images, source, out) = (&self.geometry, self.images, self.source_size, self.out_size);
-        let channels = self.channels();
-        let problem = match self.pass {
-            Pass::Fprop if self.upsampled => ImageProblem::upsample(images, source, channels[0], self.columns),
-            Pass::Fprop => ImageProblem::fprop(geometry, images, source, out, &channels, self.columns),
-            Pass::Dgrad => ImageProblem::dgrad(geometry, images, source, out, channels.iter().sum(), self.columns),
-        };
-        let problem = problem.with_residual(residual).with_precision(precision).with_e4m3(self.e4m3);
-        if self.moments == DevicePtr::NULL { problem } else { problem.with_moments() }
-    }
-
-    /// Whether the kernels take this product on this device, or why not.
-    ///
-    /// # Errors
-    /// The reason.
-    pub fn taken(&self, precision: Precision, residual: bool, limits: &DeviceLimits) -> Result<(), &'static str> {
-        self.views(&self.problem(precision, residual), limits).map(|_| ())
-    }
-
-    /// The cells whose moments it can store, and how many an image has; none if its images cannot be cut into cells.
-    pub fn cells(&self, precision: Precision, residual: bool) -> Option<(Cell, usize)> {
-        let problem = self.problem(precision, residual).with_moments();
-        Some((problem.cell?, problem.pixels_an_image() / problem.cell?.pixels()))
-    }
-
-    /// The views, if the kernels take this product on this device.
-    fn views(&self, problem: &ImageProblem, limits: &DeviceLimits) -> Result<Views, &'static str> {
-        takes_image(problem, limits)?;
-        if self.upsampled && (self.geometry != ConvGeometry::SAME_3X3 || self.sources.len() != 1) {
-            return Err("only one source is upsampled, by a 3x3 convolution that keeps the size");
-        }
-        let views = match self.upsampled {
-            true => upsampled(self.source_size),
-            false => views(self.pass, &self.geometry, self.source_size, self.out_size)?,
-        };
-        let taps: usize = views.phases.iter().map(|phase| phase.taps.len()).sum();
-        if views.sources.len() * self.sources.len() > VIEWS || taps > TAPS || views.phases.len() > PHASES {
-            return Err("more views, taps or phases than a launch has tables for");
-        }
-        if self.sources.len() > 2 || (self.pass == Pass::Dgrad && self.sources.len() > 1) {
-            return Err("two sources at most, and one of a data gradient");
-        }
-        Ok(views)
-    }
-}
+use crate::graph::{Node, ValueId};
+use args::{BF16, ImageArgs, LINE, PhaseArgs, SumTapsArgs, TAPS, TapArgs};
+pub(in crate::backend::gpu) use product::{ImageProduct, Source};
 
 /// What a launch reads and writes besides its sources.
 #[derive(Clone, Copy, Debug)]
@@ -304,7 +81,7 @@ fn enqueue(
     fused: Fused,
     node: &Node,
 ) -> Result<(), BackendError> {
-    let choice = choose_image(problem, ctx.limits(), None);
+    let choice = choose_image(problem, ctx.limits(), Some(ctx.tuning()));
     let operands = Operands {
         filter,
         out: ctx.ptr(node.outputs[0]),

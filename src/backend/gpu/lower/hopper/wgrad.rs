@@ -152,7 +152,7 @@ impl Wgrad {
         }
         let (dy, x) = if is_line(geometry) { (dy.as_line(), x.as_line()) } else { (dy, x) };
         let views = views(Pass::Fprop, geometry, (x.height, x.width), (dy.height, dy.width)).ok()?;
-        let choice = choose_pixel(&problem, ctx.limits(), None);
+        let choice = choose_pixel(&problem, ctx.limits(), Some(ctx.tuning()));
         let layout = Layout::of(&choice, geometry.stride, ctx.limits().shifted_operands);
         Some(Self { geometry: *geometry, dy, x, views, choice, layout })
     }
@@ -239,8 +239,7 @@ mod tests {
     use super::*;
     use crate::backend::Precision;
     use crate::backend::gpu::driver::DeviceLimits;
-    use crate::backend::gpu::fp8::Quantised;
-    use crate::backend::gpu::lower::{Planned, Roles, measure};
+    use crate::backend::gpu::lower::{Decisions, Planned, measure};
     use crate::graph::{DType, Graph, Op, Plan};
 
     const POINTWISE: ConvGeometry = ConvGeometry { kernel: (1, 1), stride: 1, padding: (0, 0, 0, 0) };
@@ -271,7 +270,7 @@ mod tests {
         let x = graph.input("x", [n, h, w, c].as_slice(), DType::Act);
         let outputs = graph.push(Op::ConvWgrad { geometry, bias: true }, &[dy, x]).unwrap();
         outputs.iter().for_each(|&v| graph.keep(v));
-        measure(&Plan::new(graph).relaid(precision), &Roles::default(), limits, &Quantised::new()).unwrap().launches
+        measure(&Plan::new(graph).relaid(precision), &Decisions::default(), limits).unwrap().launches
     }
 
     fn args(launch: &Planned) -> HopperWgradArgs {

@@ -2,10 +2,15 @@
 //! rounding.
 
 use super::*;
+use crate::backend::Precision;
 use crate::backend::gpu::choice::image::candidates;
+use crate::backend::gpu::choice::takes_image;
+use crate::backend::gpu::driver::DeviceLimits;
 use crate::backend::gpu::driver::Driver;
 use crate::backend::gpu::driver::sim::{Async, Options, Schedule, Sim};
 use crate::backend::gpu::launch::{Args, Config, Launch};
+use crate::backend::gpu::lower::hopper::views::views;
+use crate::graph::ConvGeometry;
 use crate::rng::{Sequence, Stream};
 
 const SAME: ConvGeometry = ConvGeometry::SAME_3X3;

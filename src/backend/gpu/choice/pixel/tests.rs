@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::backend::gpu::choice::shape::ConvShape;
+use crate::backend::gpu::choice::shape::Layer;
 
 fn h200() -> DeviceLimits {
     DeviceLimits {
@@ -15,7 +15,7 @@ fn h200() -> DeviceLimits {
 }
 
 fn wgrad(shape: &str) -> PixelProblem {
-    shape.parse::<ConvShape>().unwrap().wgrad()
+    shape.parse::<Layer>().unwrap().wgrad()
 }
 
 fn choose(shape: &str) -> PixelChoice {
@@ -96,7 +96,7 @@ fn problems() -> impl Strategy<Value = PixelProblem> {
     (size, 4usize..=70, 4usize..=70, 1usize..=5, 1usize..=2).prop_filter_map(
         "the kernel fits",
         |((h, w, n), c, k, r, s)| {
-            let shape: ConvShape = format!("n{n}h{h}w{w}c{}k{}r{r}s{s}", 8 * c, 8 * k).parse().ok()?;
+            let shape: Layer = format!("n{n}h{h}w{w}c{}k{}r{r}s{s}", 8 * c, 8 * k).parse().ok()?;
             Some(shape.wgrad())
         },
     )

@@ -1,7 +1,8 @@
 use proptest::prelude::*;
 
+use super::problem::{DEEP, FEW_PIXELS, MOST_SEGMENTS, SHORTEST_SEGMENT};
 use super::*;
-use crate::backend::gpu::choice::shape::ConvShape;
+use crate::backend::gpu::choice::shape::Layer;
 
 fn h200() -> DeviceLimits {
     DeviceLimits {
@@ -14,7 +15,7 @@ fn h200() -> DeviceLimits {
     }
 }
 
-fn conv(images: usize, side: usize, c: usize, k: usize) -> ConvShape {
+fn conv(images: usize, side: usize, c: usize, k: usize) -> Layer {
     format!("n{images}h{side}w{side}c{c}k{k}").parse().unwrap()
 }
 
@@ -78,8 +79,8 @@ fn without_shifted_operands_every_step_has_its_own_box() {
 
 #[test]
 fn strided_forward_passes_and_pointwise_layers_have_no_halo() {
-    let down: ConvShape = "n64h32w32c128k128s2".parse().unwrap();
-    let pointwise: ConvShape = "n64h32w32c128k128r1".parse().unwrap();
+    let down: Layer = "n64h32w32c128k128s2".parse().unwrap();
+    let pointwise: Layer = "n64h32w32c128k128r1".parse().unwrap();
     for p in [down.fprop(), pointwise.fprop(), pointwise.dgrad()] {
         assert_eq!(choose(&p).boxes, Boxes::Taps);
     }
@@ -99,7 +100,7 @@ fn an_upsampling_convolution_has_four_ninths_of_the_products() {
 
 #[test]
 fn slabs_are_counted_source_by_source() {
-    let p = "n2h8w8c72+64k64".parse::<ConvShape>().unwrap().fprop();
+    let p = "n2h8w8c72+64k64".parse::<Layer>().unwrap().fprop();
     assert_eq!((p.slabs(), p.steps()), (3, 27));
 }
 
@@ -152,7 +153,7 @@ fn candidates_print_and_parse() {
 #[test]
 fn a_candidate_that_breaks_a_rule_is_named_with_it() {
     let rule = |shape: &str, candidate: &str| {
-        let shape: ConvShape = shape.parse().unwrap();
+        let shape: Layer = shape.parse().unwrap();
         check(&shape.fprop(), &h200(), &candidate.parse().unwrap()).unwrap_err().to_string()
     };
     let (wide, few) = ("n4h32w32c128k128", "n4h8w8c256k256");
@@ -191,7 +192,7 @@ fn problems() -> impl Strategy<Value = ImageProblem> {
             let channels: Vec<String> = c.iter().map(|c| (8 * c).to_string()).collect();
             let columns = if dgrad { 8 * k } else { k * if k % 3 == 0 { 1 } else { 8 } };
             let shape = format!("n{n}h{h}w{w}c{}k{columns}r{r}s{s}", channels.join("+"));
-            let shape: ConvShape = shape.parse().ok()?;
+            let shape: Layer = shape.parse().ok()?;
             let p = if dgrad { shape.dgrad() } else { shape.fprop() }.with_residual(residual);
             takes_image(&p, &h200()).is_ok().then_some(p)
         },
