@@ -13,6 +13,7 @@ mod gpu {
     mod graphs;
     mod hopper;
     mod hopper_wgrad;
+    mod layers;
     mod linear;
     mod norm;
     mod norm_sources;

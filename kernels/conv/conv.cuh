@@ -12,14 +12,16 @@
 #include "conv/loaders.cuh"
 #include "gemm/mainloop.cuh"
 
-template <class Shape, bool BACKWARD, bool VECTOR> __device__ __forceinline__ void convolution(const ConvArgs& args) {
+// The block of tile `tile` and of `part` = phase + phases * split.
+template <class Shape, bool BACKWARD, bool VECTOR>
+__device__ __forceinline__ void convolution(const ConvArgs& args, int tile, int part) {
     using T = typename Shape::T;
     constexpr Major FILTER_MAJOR = BACKWARD ? Major::outer : Major::depth;
     using Product = typename ProductFor<Shape, Major::depth, FILTER_MAJOR, false>::Type;
     using BLoader = std::conditional_t<BACKWARD, FilterColumns<Shape, VECTOR>, FilterRows<Shape, VECTOR>>;
 
     const int phases = BACKWARD ? args.stride * args.stride : 1;
-    const int phase = int(blockIdx.z) % phases, split = int(blockIdx.z) / phases;
+    const int phase = part % phases, split = part / phases;
     const PhaseAxis vertical =
         phase_axis<BACKWARD>(phase / args.stride, args.out_h, args.kernel_h, args.stride, args.pad_top);
     const PhaseAxis horizontal =
@@ -27,8 +29,8 @@ template <class Shape, bool BACKWARD, bool VECTOR> __device__ __forceinline__ vo
 
     const int columns = args.epilogue.columns;
     const int column_tiles = (columns + Shape::COLUMNS - 1) / Shape::COLUMNS;
-    const int first_row = int(blockIdx.x) / column_tiles * Shape::ROWS;
-    const int first_column = int(blockIdx.x) % column_tiles * Shape::COLUMNS;
+    const int first_row = tile / column_tiles * Shape::ROWS;
+    const int first_column = tile % column_tiles * Shape::COLUMNS;
     const int rows = args.images * vertical.outputs * horizontal.outputs;
     // Phases of odd sizes differ in length; the grid is made for the longest.
     if (first_row >= rows) {
@@ -65,4 +67,8 @@ template <class Shape, bool BACKWARD, bool VECTOR> __device__ __forceinline__ vo
             apply_epilogue<T>(args.epilogue, pixel, column, values);
         }
     });
+}
+
+template <class Shape, bool BACKWARD, bool VECTOR> __device__ __forceinline__ void convolution(const ConvArgs& args) {
+    convolution<Shape, BACKWARD, VECTOR>(args, int(blockIdx.x), int(blockIdx.z));
 }

@@ -2,6 +2,7 @@
 
 pub mod cpu;
 pub mod gpu;
+pub mod snapshot;
 pub mod trace;
 
 use std::fmt;
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use snapshot::{Snapshot, Stored};
 use trace::Trace;
 
 use crate::graph::{DType, ParamId, Plan, Value, ValueId};
@@ -217,6 +219,24 @@ pub trait Executable: Send {
         let mut data = vec![0.0; of.shape.numel()];
         self.read_f32(value, &mut data)?;
         Ok(data.into_iter().map(f64::from).collect())
+    }
+
+    /// Takes a kept value or a state as it is after all runs so far, without waiting for them. Runs that are enqueued later go
+    /// on beside its way to the host.
+    ///
+    /// # Errors
+    /// If the device fails. A failure of the runs before it may come with the snapshot's own reading.
+    fn snapshot(&mut self, value: ValueId) -> Result<Snapshot, BackendError> {
+        let of = self.plan().graph().value(value);
+        let len = of.shape.numel();
+        if of.dtype == DType::U8 {
+            let mut bytes = vec![0; len];
+            self.read_u8(value, &mut bytes)?;
+            return Ok(Snapshot::new(Box::new(bytes), Stored::Byte));
+        }
+        let mut floats = vec![0.0f32; len];
+        self.read_f32(value, &mut floats)?;
+        Ok(Snapshot::new(Box::new(bytemuck::cast_slice(&floats).to_vec()), Stored::Word))
     }
 
     /// Writes one parameter's slice of a store, in the graph's layout.

@@ -1,12 +1,13 @@
 //! How long each part of a plan takes: what [`Executable::trace`](super::Executable::trace) returns.
 
+use std::ops::Range;
 use std::time::Duration;
 
 /// A launch of a kernel, or a whole operation where there are no kernels.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Step {
-    /// Index in the nodes of the plan's graph.
-    pub node: usize,
+    /// The nodes of the plan's graph that it computes.
+    pub nodes: Range<usize>,
     /// The kernel and how it is launched; none on a CPU.
     pub kernel: Option<KernelLaunch>,
 }
@@ -54,7 +55,7 @@ mod tests {
     #[test]
     fn medians_are_of_each_step() {
         let us = |times: [u64; 2]| times.map(Duration::from_micros).to_vec();
-        let steps = (0..2).map(|node| Step { node, kernel: None }).collect();
+        let steps = (0..2).map(|node| Step { nodes: node..node + 1, kernel: None }).collect();
         let trace = Trace { steps, runs: vec![us([5, 1]), us([1, 9]), us([3, 2])], overhead: Duration::ZERO };
         assert_eq!(trace.medians_us(), [3.0, 2.0]);
         assert_eq!(Trace { runs: vec![], ..trace }.medians_us(), [0.0, 0.0]);

@@ -106,8 +106,8 @@ fn conv(graph: &mut Graph, s: &ConvShape, pass: Pass, copy: usize) -> Result<([O
 }
 
 fn gemm(graph: &mut Graph, s: &GemmShape, pass: Pass, copy: usize) -> Result<([Operand; 2], ValueId), GraphError> {
-    // Rows of one image, as in a network: the depth is cut by what an image has.
-    let rows = |channels| [s.b, s.m / s.b, channels];
+    // Rows of one image, as in a network: the depth is cut by what an image has, and single rows are vectors.
+    let rows = |channels| if s.m == s.b { vec![s.b, channels] } else { vec![s.b, s.m / s.b, channels] };
     let (a, b, op) = match pass {
         Pass::Fprop => {
             let x = activations(graph, "x", copy, &rows(s.k));

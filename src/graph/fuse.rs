@@ -1,8 +1,11 @@
 //! Fusion: merges elementwise operations into the operation that makes their operand, and drops what nobody reads.
 //!
+//! Layers that read the same vectors are brought together besides ([`super::gather`]).
+//!
 //! Run it on the forward graph before [`super::autodiff::backward`], so that the backward pass recomputes fused
 //! activations instead of storing them, and once more afterwards, so that sums of gradients join the data gradients.
 
+use super::gather::gather;
 use super::{Graph, Node, Op, Source, ValueId};
 
 /// Merges what can be merged; returns how many operations went away.
@@ -25,7 +28,7 @@ pub fn fuse(graph: &mut Graph) -> usize {
         }
     }
     graph.nodes = nodes.into_iter().flatten().collect();
-    renumber(graph);
+    gather(graph);
     before - graph.nodes.len()
 }
 

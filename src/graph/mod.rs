@@ -7,6 +7,7 @@ pub mod autodiff;
 pub mod build;
 pub mod cost;
 pub mod fuse;
+pub(crate) mod gather;
 mod infer;
 pub mod op;
 pub mod param;

@@ -17,7 +17,7 @@ use crate::graph::{Graph, Node, Op, cost};
 /// A launch, or an operation where there are no kernels.
 #[derive(Clone, Debug, Serialize)]
 pub struct Step {
-    /// Index in the nodes of the graph.
+    /// Index in the nodes of the graph; of the first of several that one launch computes.
     pub node: usize,
     /// What it computes.
     pub operation: &'static str,
@@ -137,22 +137,24 @@ impl Profile {
         // The launch of each node that takes longest: its operations and bytes are counted there.
         let mut longest: HashMap<usize, usize> = HashMap::new();
         for (i, step) in trace.steps.iter().enumerate() {
-            let best = longest.entry(step.node).or_insert(i);
+            let best = longest.entry(step.nodes.start).or_insert(i);
             if times[i] > times[*best] {
                 *best = i;
             }
         }
         let mut start_us = 0.0;
         let step = |(i, traced): (usize, &crate::backend::trace::Step)| {
-            let node = &graph.nodes()[traced.node];
-            let counts = longest[&traced.node] == i;
-            let (flops, bytes) =
-                if counts { (cost::flops(graph, node), cost::bytes(graph, node, precision)) } else { (0, 0) };
+            let nodes = &graph.nodes()[traced.nodes.clone()];
+            let node = &nodes[0];
+            let counts = longest[&traced.nodes.start] == i;
+            let sum = |of: &dyn Fn(&Node) -> u64| if counts { nodes.iter().map(of).sum() } else { 0 };
+            let flops = sum(&|node| cost::flops(graph, node));
+            let bytes = sum(&|node| cost::bytes(graph, node, precision));
             let start = start_us;
             start_us += times[i];
             let kernel = traced.kernel.as_ref();
             Step {
-                node: traced.node,
+                node: traced.nodes.start,
                 operation: node.op.name(),
                 scope: node.scope.clone(),
                 shape: shape(graph, node),

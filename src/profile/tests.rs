@@ -1,5 +1,6 @@
 //! Sums and floors of a trace whose numbers are known.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use super::*;
@@ -19,15 +20,15 @@ fn graph() -> Graph {
     graph
 }
 
-fn traced(node: usize, kernel: &str) -> Traced {
+fn traced(nodes: Range<usize>, kernel: &str) -> Traced {
     let launch = KernelLaunch { name: kernel.into(), grid: [3, 2, 1], block: 128, shared_bytes: 99 };
-    Traced { node, kernel: Some(launch) }
+    Traced { nodes, kernel: Some(launch) }
 }
 
 fn profile(roof: Roof) -> Profile {
     let us = |times: [u64; 4]| times.map(Duration::from_micros).to_vec();
     let trace = Trace {
-        steps: vec![traced(0, "conv"), traced(0, "finish"), traced(1, "silu"), traced(2, "silu")],
+        steps: vec![traced(0..1, "conv"), traced(0..1, "finish"), traced(1..2, "silu"), traced(2..3, "silu")],
         // Medians 12, 6, 4, 8, of which one is the cost of taking the time.
         runs: vec![us([12, 6, 4, 8]), us([10, 90, 3, 9]), us([70, 5, 40, 1])],
         overhead: Duration::from_micros(1),

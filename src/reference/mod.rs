@@ -230,7 +230,7 @@ impl Executable for RefExecutable {
 
     fn trace(&mut self, times: usize) -> Result<Trace, BackendError> {
         let nodes = 0..self.plan.graph().nodes().len();
-        let steps = nodes.clone().map(|node| Step { node, kernel: None }).collect();
+        let steps = nodes.clone().map(|node| Step { nodes: node..node + 1, kernel: None }).collect();
         let mut timed = |i| {
             let begin = Instant::now();
             self.node(i);

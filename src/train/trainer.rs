@@ -8,6 +8,7 @@ use super::checkpoint::{Arrays, Checkpoint, Contents, Existing, check_destinatio
 use super::loader::{Batches, Loader};
 use super::state::{DatasetDescription, FORMAT, TrainingState};
 use super::{StepReport, TrainError, TrainOptions};
+use crate::backend::snapshot::Snapshot;
 use crate::backend::{Backend, Executable, Store};
 use crate::data::Dataset;
 use crate::diffusion::{Objective, Schedule, SchedulerConfig, TrainingObjective, Vlb};
@@ -61,14 +62,21 @@ pub struct Trainer {
     loader: Option<Loader>,
     exe: Box<dyn Executable>,
     values: Values,
-    /// (loss, L_simple, bound) of each example of the last step.
-    losses: Vec<f32>,
     step: u64,
     saved: Option<u64>,
     seconds: f64,
     log: Vec<StepReport>,
     /// The step that diverged, with its loss and gradient norm. The weights are useless from then on.
     diverged: Option<(u64, f64, f64)>,
+}
+
+/// A step that the device has been given, with its results on their way.
+struct InFlight {
+    /// Its number.
+    step: u64,
+    /// (loss, L_simple, bound) of each example.
+    losses: Snapshot,
+    grad_norm: Snapshot,
 }
 
 /// Inputs and results of the step.
@@ -178,7 +186,6 @@ impl Trainer {
                 losses: program.losses,
                 grad_norm: program.grad_norm,
             },
-            losses: vec![0.0; 3 * options.batch_size],
             loader: None,
             step: 0,
             saved: None,
@@ -201,28 +208,18 @@ impl Trainer {
     /// checkpoint is refused. [`TrainError::Data`] leaves the trainer as it was: the step can be tried again.
     /// [`TrainError::Complete`]; [`TrainError::Backend`].
     pub fn step(&mut self) -> Result<StepReport, TrainError> {
-        self.check_alive()?;
         let begin = Instant::now();
-        let (k, steps) = (self.step + 1, self.options.steps);
-        if k > steps {
-            return Err(TrainError::Complete { steps });
-        }
-        self.load()?;
-        self.exe.write_f32(self.values.hyper, &self.options.hyper(k))?;
-        self.exe.run()?;
-        let report = self.report(k)?;
-        if !(report.loss.is_finite() && report.grad_norm.is_finite()) {
-            self.diverged = Some((k, report.loss, report.grad_norm));
-            return self.check_alive().map(|()| report);
-        }
-        self.step = k;
-        self.log.push(report);
+        let given = self.begin(self.step + 1)?;
+        let report = self.end(given)?;
         self.seconds += begin.elapsed().as_secs_f64();
         Ok(report)
     }
 
     /// Trains to the end, with a checkpoint every `checkpoint_every` steps and at the end. When `should_stop` turns true it writes
     /// a checkpoint and returns.
+    ///
+    /// A device that computes beside the host has its next step before the results of the last are read, so that it never
+    /// waits for the host; what is computed is the same.
     ///
     /// # Errors
     /// As [`Trainer::step`] and [`Trainer::save`]. If the data set fails, a checkpoint of the steps before it is written first.
@@ -231,21 +228,33 @@ impl Trainer {
         should_stop: &dyn Fn() -> bool,
         on_step: &mut dyn FnMut(&StepReport),
     ) -> Result<RunEnd, TrainError> {
+        let mut ahead = None;
         while self.step < self.options.steps {
-            if should_stop() {
-                self.save_if_new()?;
-                return Ok(RunEnd::Interrupted { step: self.step });
-            }
-            match self.step() {
-                Ok(report) => on_step(&report),
-                Err(error @ (TrainError::Diverged { .. } | TrainError::Backend(_))) => return Err(error),
-                Err(error) => {
-                    if self.step > 0 {
-                        self.save_if_new()?;
-                    }
-                    return Err(error);
+            let begin = Instant::now();
+            let given = match ahead.take() {
+                Some(given) => given,
+                None if should_stop() => {
+                    self.save_if_new()?;
+                    return Ok(RunEnd::Interrupted { step: self.step });
                 }
+                None => match self.begin(self.step + 1) {
+                    Err(error) if self.step > 0 && !matches!(error, TrainError::Backend(_)) => {
+                        self.save_if_new()?;
+                        return Err(error);
+                    }
+                    begun => begun?,
+                },
+            };
+            if self.may_go_beyond(&given) && !should_stop() {
+                ahead = match self.begin(given.step + 1) {
+                    Ok(given) => Some(given),
+                    Err(error @ TrainError::Backend(_)) => return Err(error),
+                    // What is wrong with the data shows again when it is that step's turn.
+                    Err(_) => None,
+                };
             }
+            on_step(&self.end(given)?);
+            self.seconds += begin.elapsed().as_secs_f64();
             if self.step.is_multiple_of(self.options.checkpoint_every) {
                 self.save()?;
             }
@@ -286,11 +295,11 @@ impl Trainer {
         if self.saved == Some(self.step) { Ok(()) } else { self.save() }
     }
 
-    /// Hands the next batch to the device. A loader that failed is replaced at the next try.
-    fn load(&mut self) -> Result<(), TrainError> {
+    /// Hands the batch of step `k`, the next one, to the device. A loader that failed is replaced at the next try.
+    fn load(&mut self, k: u64) -> Result<(), TrainError> {
         let mut loader = match self.loader.take() {
             Some(loader) => loader,
-            None => Loader::new(self.batches.clone(), self.step..self.options.steps)?,
+            None => Loader::new(self.batches.clone(), k - 1..self.options.steps)?,
         };
         let examples = loader.next_step()?;
         self.exe.write_f32(self.values.x0, &examples.x0)?;
@@ -302,15 +311,35 @@ impl Trainer {
         Ok(())
     }
 
-    fn report(&mut self, k: u64) -> Result<StepReport, TrainError> {
-        let mut grad_norm = [0.0];
-        self.exe.read_f32(self.values.losses, &mut self.losses)?;
-        self.exe.read_f32(self.values.grad_norm, &mut grad_norm)?;
+    /// Gives step `k` to the device.
+    fn begin(&mut self, k: u64) -> Result<InFlight, TrainError> {
+        self.check_alive()?;
+        let steps = self.options.steps;
+        if k > steps {
+            return Err(TrainError::Complete { steps });
+        }
+        self.load(k)?;
+        self.exe.write_f32(self.values.hyper, &self.options.hyper(k))?;
+        self.exe.run()?;
+        let losses = self.exe.snapshot(self.values.losses)?;
+        Ok(InFlight { step: k, losses, grad_norm: self.exe.snapshot(self.values.grad_norm)? })
+    }
+
+    /// Whether the next step may begin before a step is done. Not where a checkpoint holds the state between them, and not
+    /// where nothing would be gained.
+    fn may_go_beyond(&self, given: &InFlight) -> bool {
+        let last = given.step == self.options.steps || given.step.is_multiple_of(self.options.checkpoint_every);
+        !last && !given.losses.arrived()
+    }
+
+    /// Waits for the results of a step, which is done then.
+    fn end(&mut self, mut given: InFlight) -> Result<StepReport, TrainError> {
+        let (k, losses, grad_norm) = (given.step, given.losses.floats()?, given.grad_norm.floats()?);
         let mean = |column: usize| {
-            let sum: f64 = self.losses.iter().skip(column).step_by(3).map(|&x| f64::from(x)).sum();
+            let sum: f64 = losses.iter().skip(column).step_by(3).map(|&x| f64::from(x)).sum();
             sum / self.options.batch_size as f64
         };
-        Ok(StepReport {
+        let report = StepReport {
             step: k,
             loss: mean(0),
             simple: mean(1),
@@ -318,7 +347,14 @@ impl Trainer {
             grad_norm: f64::from(grad_norm[0]),
             lr: self.options.learning_rate_at(k),
             ema_decay: self.options.ema.decay_at(k),
-        })
+        };
+        if !(report.loss.is_finite() && report.grad_norm.is_finite()) {
+            self.diverged = Some((k, report.loss, report.grad_norm));
+            return self.check_alive().map(|()| report);
+        }
+        self.step = k;
+        self.log.push(report);
+        Ok(report)
     }
 
     fn check_alive(&self) -> Result<(), TrainError> {

@@ -23,7 +23,7 @@ fn a_traced_run_has_the_bits_of_a_run_and_a_time_for_each_step() {
             exe.write_f32(program.t, &[500.0]).unwrap();
             if traced {
                 let trace = exe.trace(2).unwrap();
-                let nodes: Vec<usize> = trace.steps.iter().map(|step| step.node).collect();
+                let nodes: Vec<usize> = trace.steps.iter().map(|step| step.nodes.start).collect();
                 assert!(nodes.is_sorted() && nodes.last().unwrap() < &exe.plan().graph().nodes().len());
                 assert_eq!(trace.runs.len(), 2);
                 assert!(trace.runs.iter().all(|run| run.len() == nodes.len()));

@@ -374,7 +374,7 @@ impl Executable for CpuExecutable {
             nodes.iter().enumerate().map(timed).collect()
         };
         let runs = pool.install(|| (0..times).map(|_| run()).collect());
-        let steps = (0..nodes.len()).map(|node| Step { node, kernel: None }).collect();
+        let steps = (0..nodes.len()).map(|node| Step { nodes: node..node + 1, kernel: None }).collect();
         Ok(Trace { steps, runs, overhead: Duration::ZERO })
     }
 

@@ -1,17 +1,19 @@
 //! A plan on a device: its memory, its launches, and their recording.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use half::bf16;
 
 use super::backend_error;
-use super::driver::{Driver, DriverError, LaunchTimes, LoadedKernel, Recording};
+use super::driver::{self, Driver, DriverError, LaunchTimes, LoadedKernel, Recording};
 use super::launch::{Config, Launch};
 use super::lower::{self, Decisions, Planned};
 use super::memory::DeviceBuffer;
 use super::plan_memory::Memory;
+use crate::backend::snapshot::{Arriving, Snapshot, Stored};
 use crate::backend::trace::{KernelLaunch, Step, Trace};
 use crate::backend::{BackendError, Executable, Precision, Store, check_bytes, check_floats, check_length, check_part};
 use crate::graph::{DType, ParamId, Plan, ValueId};
@@ -24,8 +26,8 @@ pub(super) struct GpuExecutable {
     prepared: Vec<Launch>,
     /// What is recorded, to be traced launch by launch.
     launches: Vec<Launch>,
-    /// The node that each launch belongs to.
-    nodes: Vec<usize>,
+    /// The nodes that each launch belongs to.
+    nodes: Vec<Range<usize>>,
     /// Whether parameters were written after `prepared` last ran.
     stale: bool,
     plan: Plan,
@@ -82,11 +84,16 @@ impl GpuExecutable {
         let v = self.plan.graph().value(value);
         check_floats(v, len)?;
         let (buffer, offset) = self.place(value)?;
-        let stored = match (v.dtype, self.plan.precision()) {
+        Ok((buffer, offset, self.stored(v.dtype)))
+    }
+
+    /// How the elements of a type lie in memory.
+    fn stored(&self, dtype: DType) -> Stored {
+        match (dtype, self.plan.precision()) {
+            (DType::U8, _) => Stored::Byte,
             (DType::Act, Precision::Bf16) => Stored::Bf16,
             _ => Stored::Word,
-        };
-        Ok((buffer, offset, stored))
+        }
     }
 
     /// The buffer of a value and its byte offset.
@@ -107,11 +114,20 @@ impl GpuExecutable {
     }
 }
 
-/// How elements lie in memory.
-#[derive(Clone, Copy)]
-enum Stored {
-    Word,
-    Bf16,
+/// A driver's snapshot with the name of the device, for errors.
+struct OnItsWay {
+    source: Box<dyn driver::Snapshot>,
+    device: &'static str,
+}
+
+impl Arriving for OnItsWay {
+    fn wait(&mut self) -> Result<&[u8], BackendError> {
+        self.source.wait().map_err(|e| backend_error(self.device, e))
+    }
+
+    fn arrived(&self) -> bool {
+        self.source.arrived()
+    }
 }
 
 fn to_bf16(data: &[f32]) -> Vec<bf16> {
@@ -145,7 +161,7 @@ impl Executable for GpuExecutable {
     fn write_f32(&mut self, value: ValueId, data: &[f32]) -> Result<(), BackendError> {
         let (buffer, offset, stored) = self.locate(value, data.len())?;
         let written = match stored {
-            Stored::Word => buffer.write(offset, bytemuck::cast_slice(data)),
+            Stored::Word | Stored::Byte => buffer.write(offset, bytemuck::cast_slice(data)),
             Stored::Bf16 => buffer.write(offset, bytemuck::cast_slice(&to_bf16(data))),
         };
         written.map_err(|e| self.device_error(e))
@@ -156,7 +172,7 @@ impl Executable for GpuExecutable {
         check_length("a repeated pattern", pattern.len().max(1), pattern.len())?;
         let (buffer, offset, stored) = self.locate(value, len)?;
         let written = match stored {
-            Stored::Word => buffer.write_repeated(offset, 4 * len, bytemuck::cast_slice(pattern)),
+            Stored::Word | Stored::Byte => buffer.write_repeated(offset, 4 * len, bytemuck::cast_slice(pattern)),
             Stored::Bf16 => buffer.write_repeated(offset, 2 * len, bytemuck::cast_slice(&to_bf16(pattern))),
         };
         written.map_err(|e| self.device_error(e))
@@ -177,7 +193,7 @@ impl Executable for GpuExecutable {
         check_part(of, first, data.len())?;
         let (buffer, offset, stored) = self.locate(value, of.shape.numel())?;
         match stored {
-            Stored::Word => {
+            Stored::Word | Stored::Byte => {
                 buffer.read(offset + 4 * first, bytemuck::cast_slice_mut(data)).map_err(|e| self.device_error(e))
             }
             Stored::Bf16 => {
@@ -195,6 +211,15 @@ impl Executable for GpuExecutable {
         check_bytes(self.plan.graph().value(value), data.len())?;
         let (buffer, offset) = self.place(value)?;
         buffer.read(offset, data).map_err(|e| self.device_error(e))
+    }
+
+    fn snapshot(&mut self, value: ValueId) -> Result<Snapshot, BackendError> {
+        let of = self.plan.graph().value(value);
+        let stored = self.stored(of.dtype);
+        let bytes = of.shape.numel() * of.dtype.bytes(self.plan.precision());
+        let (buffer, offset) = self.place(value)?;
+        let source = buffer.snapshot(offset, bytes).map_err(|e| self.device_error(e))?;
+        Ok(Snapshot::new(Box::new(OnItsWay { source, device: self.driver.name() }), stored))
     }
 
     fn write_param(&mut self, store: Store, param: ParamId, data: &[f32]) -> Result<(), BackendError> {
@@ -236,9 +261,12 @@ impl Executable for GpuExecutable {
         // SAFETY: as for the recording: the launches address memory of this plan only.
         let traced = unsafe { self.driver.trace(&self.launches, times) };
         let LaunchTimes { runs, overhead } = traced.map_err(|e| self.device_error(e))?;
-        let step = |(launch, &node): (&Launch, &usize)| {
+        let step = |(launch, nodes): (&Launch, &Range<usize>)| {
             let Config { grid, block, shared, .. } = launch.config;
-            Step { node, kernel: Some(KernelLaunch { name: launch.name.clone(), grid, block, shared_bytes: shared }) }
+            Step {
+                nodes: nodes.clone(),
+                kernel: Some(KernelLaunch { name: launch.name.clone(), grid, block, shared_bytes: shared }),
+            }
         };
         Ok(Trace { steps: self.launches.iter().zip(&self.nodes).map(step).collect(), runs, overhead })
     }

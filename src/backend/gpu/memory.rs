@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::driver::{DevicePtr, Driver, DriverError};
+use super::driver::{DevicePtr, Driver, DriverError, Snapshot};
 
 /// An allocation, freed when dropped.
 pub(crate) struct DeviceBuffer {
@@ -57,6 +57,13 @@ impl DeviceBuffer {
         }
         // SAFETY: the range lies in the allocation, as just checked.
         unsafe { self.driver.download(self.at.offset(offset), data) }
+    }
+
+    /// Sends `bytes` from byte `offset` to the host, as they are after all work so far.
+    pub fn snapshot(&self, offset: usize, bytes: usize) -> Result<Box<dyn Snapshot>, DriverError> {
+        assert!(offset + bytes <= self.bytes, "a read past the end of a device buffer");
+        // SAFETY: the range lies in the allocation, as just checked.
+        unsafe { self.driver.snapshot(self.at.offset(offset), bytes) }
     }
 }
 

@@ -9,10 +9,11 @@ use serde_json::json;
 use super::table::table;
 use super::{Args, On};
 use crate::backend::Precision;
-use crate::backend::gpu::choice::{Limit, Product, Tuning, product};
+use crate::backend::gpu::choice::{self, Limit, Product, Tuning, product};
 use crate::backend::gpu::driver::DeviceLimits;
 use crate::cli::network;
 use crate::cli::presets::Preset;
+use crate::graph::gather::is_layer_of_vectors;
 use crate::graph::{Graph, Node, Op, cost};
 use crate::program::{Batch, ForwardProgram};
 use crate::unet::UNetConfig;
@@ -117,9 +118,16 @@ fn as_text(title: &str, on: &On, lines: &[Line], total: f64, floor: f64, images_
 fn lines(graph: &Graph, limits: &DeviceLimits, tuning: &Tuning, precision: Precision) -> Vec<Line> {
     let mut order: HashMap<String, usize> = HashMap::new();
     let mut lines: Vec<Line> = Vec::new();
+    let mut before = None;
     for node in graph.nodes() {
-        let line = line(graph, node, limits, tuning, precision);
-        let key = format!("{} {} {}", line.operation, line.shape, line.bytes);
+        let mut line = line(graph, node, limits, tuning, precision);
+        // Layers of the same vectors are one launch.
+        let vectors = is_layer_of_vectors(graph, node).then(|| node.inputs[0]);
+        if vectors.is_some() && vectors == before {
+            line.us -= choice::cost::LAUNCH_US;
+        }
+        before = vectors;
+        let key = format!("{} {} {} {}", line.operation, line.shape, line.bytes, line.us);
         let at = *order.entry(key).or_insert(lines.len());
         match lines.get_mut(at) {
             Some(seen) => seen.count += 1,

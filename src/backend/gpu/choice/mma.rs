@@ -8,6 +8,7 @@
 use std::fmt;
 
 use super::cost::{self, Limit, Prediction};
+use crate::backend::Precision;
 
 /// The block tiles of `kernels/conv/shapes.cuh`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +26,14 @@ pub enum Tile {
 }
 
 impl Tile {
+    /// The tile of the smallest products.
+    pub fn smallest(precision: Precision) -> Self {
+        match precision {
+            Precision::F32 => Tile::Float,
+            Precision::Bf16 => Tile::Small,
+        }
+    }
+
     /// Rows and columns of the result that a block computes.
     pub fn size(self) -> (usize, usize) {
         match self {

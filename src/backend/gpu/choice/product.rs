@@ -6,6 +6,7 @@ use super::pixel::{self, PixelChoice, PixelProblem, choose_pixel, takes_pixel};
 use super::{Prediction, Tuning, cost};
 use crate::backend::Precision;
 use crate::backend::gpu::driver::DeviceLimits;
+use crate::graph::gather::is_layer_of_vectors;
 use crate::graph::{ConvGeometry, Graph, Node, Op, Shape};
 
 /// A linear layer's geometry.
@@ -59,8 +60,12 @@ fn column(shape: Shape) -> (usize, usize) {
 }
 
 impl Product {
-    /// The product of a convolution's or linear layer's node; `None` for other operations.
+    /// The product of a convolution's or linear layer's node; `None` for other operations, and for layers of vectors, which
+    /// run together and have one kernel.
     pub fn of(graph: &Graph, node: &Node, precision: Precision) -> Option<Self> {
+        if is_layer_of_vectors(graph, node) {
+            return None;
+        }
         let (Some(&first), Some(&out)) = (node.inputs.first(), node.outputs.first()) else { return None };
         let (first, out) = (graph.shape(first), graph.shape(out));
         let (images, channels) = (first.batch(), first.channels());

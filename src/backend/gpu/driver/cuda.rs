@@ -11,6 +11,7 @@
 mod api;
 mod graph;
 mod modules;
+mod outbox;
 mod probe;
 mod staging;
 mod tensor_map;
@@ -24,12 +25,13 @@ use cudarc::driver::{result, sys};
 
 use super::LaunchTimes;
 use super::{
-    DeviceLimits, DevicePtr, Driver, DriverError, KernelId, LoadedKernel, Recording, TensorMap, TensorMapSpec,
-    shifted_operands,
+    DeviceLimits, DevicePtr, Driver, DriverError, KernelId, LoadedKernel, Recording, Snapshot, TensorMap,
+    TensorMapSpec, shifted_operands,
 };
 use crate::backend::gpu::launch::Launch;
 use api::{Context, Event, Stream, checked, reason};
 use modules::{Function, Modules};
+use outbox::Outbox;
 use staging::Staging;
 
 pub use probe::DeviceInfo;
@@ -45,6 +47,7 @@ pub struct Cuda {
 /// What recordings share with the device that made them. Fields are dropped from the first to the last.
 struct Inner {
     staging: Mutex<Staging>,
+    outbox: Mutex<Outbox>,
     modules: Modules,
     stream: Stream,
     context: Context,
@@ -87,6 +90,7 @@ impl Cuda {
         context.bind()?;
         let inner = Inner {
             staging: Mutex::new(Staging::new()?),
+            outbox: Mutex::new(Outbox::new()?),
             modules: Modules::new(&found.info),
             stream: Stream::new()?,
             context,
@@ -265,6 +269,11 @@ impl Driver for Cuda {
         let copied = unsafe { result::memcpy_dtoh_async(data, from.0, self.inner.stream.raw()) };
         let waited = self.inner.synchronize();
         checked("cuMemcpyDtoHAsync", copied).and(waited)
+    }
+
+    unsafe fn snapshot(&self, from: DevicePtr, bytes: usize) -> Result<Box<dyn Snapshot>, DriverError> {
+        // SAFETY: the caller's.
+        Ok(Box::new(unsafe { outbox::Parcel::send(&self.inner, from, bytes)? }))
     }
 
     unsafe fn launch(&self, launch: &Launch) -> Result<(), DriverError> {

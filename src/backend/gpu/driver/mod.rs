@@ -151,6 +151,21 @@ pub trait Driver: Send + Sync {
     /// What the device says, failed launches included.
     unsafe fn download(&self, from: DevicePtr, data: &mut [u8]) -> Result<(), DriverError>;
 
+    /// Copies from the device what lies there once all work so far is done, without waiting for it; work that is enqueued
+    /// later does not wait for the copy either.
+    ///
+    /// # Safety
+    /// The range lies in an allocation of this driver.
+    ///
+    /// # Errors
+    /// What the device says; failures of the work before it may come with [`Snapshot::wait`].
+    unsafe fn snapshot(&self, from: DevicePtr, bytes: usize) -> Result<Box<dyn Snapshot>, DriverError> {
+        let mut data = vec![0; bytes];
+        // SAFETY: the caller's.
+        unsafe { self.download(from, &mut data)? };
+        Ok(Box::new(data))
+    }
+
     /// Enqueues one launch.
     ///
     /// # Safety
@@ -211,6 +226,28 @@ pub trait Driver: Send + Sync {
         work()?;
         self.synchronize()?;
         Ok(begin.elapsed())
+    }
+}
+
+/// A copy of device memory on its way to the host.
+pub trait Snapshot: Send {
+    /// The bytes, once they are there.
+    ///
+    /// # Errors
+    /// What the device says, failed launches before the copy included.
+    fn wait(&mut self) -> Result<&[u8], DriverError>;
+
+    /// Whether [`Snapshot::wait`] would return at once.
+    fn arrived(&self) -> bool;
+}
+
+impl Snapshot for Vec<u8> {
+    fn wait(&mut self) -> Result<&[u8], DriverError> {
+        Ok(self)
+    }
+
+    fn arrived(&self) -> bool {
+        true
     }
 }
 

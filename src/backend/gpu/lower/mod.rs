@@ -9,11 +9,13 @@ mod fast_divide;
 mod fusions;
 mod hopper;
 mod image;
+mod layers;
 mod linear;
 mod norm;
 mod optim;
 mod sampling;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytemuck::Pod;
@@ -93,8 +95,8 @@ pub(super) struct Planned {
 pub(super) struct Lowered {
     /// In the order of execution.
     pub launches: Vec<Planned>,
-    /// The node of the graph that each launch belongs to.
-    pub nodes: Vec<usize>,
+    /// The nodes of the graph that each launch belongs to.
+    pub nodes: Vec<Range<usize>>,
     /// Launches that run once after parameters were written, before the next run.
     pub prepared: Vec<Planned>,
     /// Bytes of workspace that the neediest node takes.
@@ -150,13 +152,21 @@ fn lower_on(
 ) -> Result<Lowered, BackendError> {
     let lowered = Lowered { moment_bytes: decisions.roles.moment_bytes(), ..Lowered::default() };
     let mut ctx = Lowering { plan, decisions, limits, addresses, encoder, scratch_used: 0, lowered };
-    for (index, node) in plan.graph().nodes().iter().enumerate() {
-        if decisions.roles.makes_nothing(node) {
+    let nodes = plan.graph().nodes();
+    let mut next = 0;
+    while next < nodes.len() {
+        let first = next;
+        let layers = layers::together(&ctx, first);
+        next = first + layers.len().max(1);
+        if decisions.roles.makes_nothing(&nodes[first]) {
             continue;
         }
         ctx.scratch_used = 0;
-        dispatch(&mut ctx, node)?;
-        ctx.lowered.nodes.resize(ctx.lowered.launches.len(), index);
+        match layers {
+            [] => dispatch(&mut ctx, &nodes[first])?,
+            layers => layers::lower(&mut ctx, layers)?,
+        }
+        ctx.lowered.nodes.resize(ctx.lowered.launches.len(), first..next);
     }
     Ok(ctx.lowered)
 }

@@ -80,6 +80,13 @@ impl Stream {
         self.0
     }
 
+    /// What is enqueued from now on waits for an event that was recorded.
+    pub fn wait(&self, event: &Event) -> Result<(), DriverError> {
+        let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+        // SAFETY: both are alive.
+        checked("cuStreamWaitEvent", unsafe { result::stream::wait_event(self.0, event.0, flags) })
+    }
+
     pub fn synchronize(&self) -> Result<(), DriverError> {
         // SAFETY: the stream is alive.
         checked("cuStreamSynchronize", unsafe { result::stream::synchronize(self.0) })
@@ -127,6 +134,12 @@ impl Event {
     pub fn synchronize(&self) -> Result<(), DriverError> {
         // SAFETY: the event is alive.
         checked("cuEventSynchronize", unsafe { result::event::synchronize(self.0) })
+    }
+
+    /// Whether what it was recorded behind is done; a failure counts as done.
+    pub fn is_over(&self) -> bool {
+        // SAFETY: the event is alive.
+        unsafe { sys::cuEventQuery(self.0) != sys::CUresult::CUDA_ERROR_NOT_READY }
     }
 
     /// Time from this event to a later one; both were recorded and are over.
