@@ -254,8 +254,8 @@ impl Driver for Damaged {
     unsafe fn launch(&self, launch: &Launch) -> Result<(), DriverError> {
         unsafe { self.sim.launch(launch) }
     }
-    unsafe fn record(&self, launches: Vec<Launch>) -> Result<Box<dyn Recording>, DriverError> {
-        unsafe { self.sim.record(launches) }
+    unsafe fn record(&self, launches: Vec<Launch>, overlap: bool) -> Result<Box<dyn Recording>, DriverError> {
+        unsafe { self.sim.record(launches, overlap) }
     }
     fn tensor_map(&self, spec: &TensorMapSpec) -> Result<TensorMap, DriverError> {
         self.sim.tensor_map(spec)

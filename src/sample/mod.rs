@@ -3,12 +3,14 @@
 mod calibrate;
 mod labels;
 mod sampler;
+mod stream;
 
 use thiserror::Error;
 
 pub use calibrate::{CALIBRATION_SAMPLES, CALIBRATION_STEPS, calibrate};
 pub use labels::LabelChoice;
 pub use sampler::{OnStep, SampleOptions, Sampler, Visited};
+pub use stream::Drawn;
 
 use crate::backend::BackendError;
 use crate::diffusion::DiffusionError;

@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use super::{LabelChoice, SampleError};
+use super::{Drawn, LabelChoice, SampleError};
+use crate::backend::snapshot::Snapshot;
 use crate::backend::{Backend, Executable};
 use crate::diffusion::{SchedulerConfig, StepTable};
 use crate::graph::{NoiseSource, Plan};
@@ -45,9 +45,6 @@ pub struct Visited {
     /// x_t, `[N, H, W, C]`.
     pub x: Vec<f32>,
 }
-
-/// What [`Sampler::draw`] aims at between two looks at its caller.
-const GROUP: Duration = Duration::from_millis(200);
 
 /// A compiled sampling loop for batches of one size.
 pub struct Sampler {
@@ -154,8 +151,7 @@ impl Sampler {
 
     /// Draws as [`Sampler::run`] does, but in groups of steps, through which the device runs without waiting for the host.
     ///
-    /// `go_on` is called after each group, a few times a second, with the number of steps that are done; it returns whether
-    /// to go on.
+    /// `go_on` is called a few times a second with the number of steps that are done; it returns whether to go on.
     ///
     /// # Errors
     /// As [`Sampler::run`].
@@ -164,8 +160,9 @@ impl Sampler {
         indices: Range<usize>,
         go_on: &mut dyn FnMut(usize) -> bool,
     ) -> Result<Vec<f32>, SampleError> {
-        self.advance(&indices, go_on)?;
-        self.images(indices)
+        let [c, h, w] = self.image_shape();
+        let shape = [indices.len(), c, h, w];
+        Ok(nhwc_to_nchw(&self.draw_as(indices, go_on, Drawn::images)?, shape))
     }
 
     /// Draws as [`Sampler::draw`] does, but returns the pictures: bytes `[N, H, W, C]`, those of the images by
@@ -178,10 +175,21 @@ impl Sampler {
         indices: Range<usize>,
         go_on: &mut dyn FnMut(usize) -> bool,
     ) -> Result<Vec<u8>, SampleError> {
-        let count = indices.len();
-        self.advance(&indices, go_on)?;
-        self.finite(indices)?;
-        self.pictures(count)
+        self.draw_as(indices, go_on, Drawn::pictures)
+    }
+
+    fn draw_as<T: Default>(
+        &mut self,
+        indices: Range<usize>,
+        go_on: &mut dyn FnMut(usize) -> bool,
+        form: fn(Drawn) -> Result<T, SampleError>,
+    ) -> Result<T, SampleError> {
+        let (mut result, samples) = (T::default(), indices.len().max(1));
+        self.stream([indices], &mut |evaluations| go_on(evaluations / samples), &mut |drawn| {
+            result = form(drawn)?;
+            Ok::<(), SampleError>(())
+        })?;
+        Ok(result)
     }
 
     /// The pictures of the first `count` samples after the last step that ran: bytes `[N, H, W, C]`.
@@ -215,26 +223,19 @@ impl Sampler {
         self.finite(indices).map(|_| ())
     }
 
-    /// Takes all steps of a batch.
-    fn advance(&mut self, indices: &Range<usize>, go_on: &mut dyn FnMut(usize) -> bool) -> Result<(), SampleError> {
-        self.begin(indices)?;
-        let (mut done, mut group) = (0, 1);
-        while done < self.steps() {
-            let begin = Instant::now();
-            let times = group.min(self.steps() - done);
-            self.exe.run_many(times)?;
-            self.exe.finish()?;
-            done += times;
-            if !go_on(done) {
-                return Err(SampleError::Stopped);
-            }
-            group = group_size(begin.elapsed() / times as u32);
-        }
-        Ok(())
+    /// Gives the device so many steps; the result arrives when they are done.
+    pub(super) fn give(&mut self, steps: usize) -> Result<Snapshot, SampleError> {
+        self.exe.run_many(steps)?;
+        Ok(self.exe.snapshot(self.program.step)?)
+    }
+
+    /// x and its picture after the steps that the device was given.
+    pub(super) fn snapshots(&mut self) -> Result<(Snapshot, Snapshot), SampleError> {
+        Ok((self.exe.snapshot(self.program.x)?, self.exe.snapshot(self.program.picture)?))
     }
 
     /// Checks the indices and writes the inputs of their batch.
-    fn begin(&mut self, indices: &Range<usize>) -> Result<(), SampleError> {
+    pub(super) fn begin(&mut self, indices: &Range<usize>) -> Result<(), SampleError> {
         if indices.len() > self.batch.n || indices.end > u32::MAX as usize {
             return Err(SampleError::Count(format!(
                 "samples {indices:?} do not fit a batch of {} with 32-bit indices",
@@ -289,22 +290,5 @@ impl Sampler {
             self.exe.write_u32(class, &labels)?;
         }
         Ok(())
-    }
-}
-
-/// How many steps of a duration make a group.
-fn group_size(step: Duration) -> usize {
-    (GROUP.as_secs_f64() / step.as_secs_f64().max(1e-6)).clamp(1.0, 1000.0) as usize
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn groups_are_short_for_slow_steps_and_long_for_fast_ones() {
-        assert_eq!(group_size(Duration::from_secs(3)), 1);
-        assert_eq!(group_size(Duration::from_millis(10)), 20);
-        assert_eq!(group_size(Duration::ZERO), 1000);
     }
 }

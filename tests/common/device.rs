@@ -120,7 +120,7 @@ pub fn replay_equals_eager_launches(driver: &dyn Driver) {
         ];
         if recorded {
             // SAFETY: the memory outlives the recording.
-            let recording = unsafe { driver.record(launches).unwrap() };
+            let recording = unsafe { driver.record(launches, false).unwrap() };
             (0..5).for_each(|_| recording.replay().unwrap());
         } else {
             for launch in (0..5).flat_map(|_| &launches) {
@@ -158,7 +158,7 @@ pub fn refusals_are_errors(driver: &dyn Driver) {
     let error = unsafe { driver.launch(&launch) }.unwrap_err();
     assert!(matches!(&error, DriverError::Launch { kernel, .. } if kernel == "silu_f32"), "{error}");
     // SAFETY: as above.
-    let error = unsafe { driver.record(vec![launch]) }.and_then(|recording| recording.replay()).unwrap_err();
+    let error = unsafe { driver.record(vec![launch], false) }.and_then(|recording| recording.replay()).unwrap_err();
     assert!(error.to_string().contains("silu_f32"), "{error}");
     // All the shared memory that there is.
     let launch = map(driver, "silu_f32", [at, DevicePtr::NULL, at], driver.limits().shared_bytes);

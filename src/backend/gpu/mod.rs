@@ -32,13 +32,30 @@ pub struct Gpu {
     fusions: Fusions,
     fp8: Option<Arc<Fp8Scales>>,
     tuning: Arc<Tuning>,
+    replay: Replay,
+}
+
+/// How the launches of a plan are recorded. No bit of a result depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Replay {
+    /// Runs that one recording holds, for loops of that many and more: one graph a step, or one for many steps.
+    pub runs: usize,
+    /// Whether a launch may begin while the one before it ends (programmatic dependent launch, from Hopper on).
+    pub overlap: bool,
+}
+
+impl Default for Replay {
+    /// One run a recording, one launch after the other.
+    fn default() -> Self {
+        Self { runs: 1, overlap: false }
+    }
 }
 
 impl Gpu {
     /// A device and the type of its activations, tuned by the tables in this build.
     pub fn new(driver: Arc<dyn Driver>, precision: Precision) -> Self {
         let tuning = Arc::new(Tuning::embedded(driver.limits()));
-        Self { driver, precision, fusions: Fusions::default(), fp8: None, tuning }
+        Self { driver, precision, fusions: Fusions::default(), fp8: None, tuning, replay: Replay::default() }
     }
 
     /// The first NVIDIA GPU.
@@ -67,6 +84,11 @@ impl Gpu {
     /// results.
     pub fn with_tuning(self, tuning: Tuning) -> Self {
         Self { tuning: Arc::new(tuning), ..self }
+    }
+
+    /// The same device with its launches recorded otherwise.
+    pub fn with_replay(self, replay: Replay) -> Self {
+        Self { replay, ..self }
     }
 
     /// The same device with convolutions of e4m3 where `scales` has their inputs', for plans that do not train.
@@ -122,7 +144,7 @@ impl Backend for Gpu {
             Some(scales) => fp8::quantised(plan.graph(), self.driver.limits(), scales),
         };
         let decisions = Decisions { roles, fp8, tuning: Arc::clone(&self.tuning) };
-        Ok(Box::new(executable::GpuExecutable::new(&self.driver, plan, &decisions)?))
+        Ok(Box::new(executable::GpuExecutable::new(&self.driver, plan, &decisions, self.replay)?))
     }
 }
 

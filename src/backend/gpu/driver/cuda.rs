@@ -147,17 +147,33 @@ impl Inner {
         self.modules.function(launch.kernel, launch.config.shared).map_err(|e| refused(launch, &e.to_string()))
     }
 
+    /// Enqueues a launch; with `overlap` it may begin while the one before it ends.
+    ///
     /// # Safety
     /// As [`Driver::launch`]; the context is current.
-    unsafe fn enqueue(&self, function: Function, launch: &Launch, stream: sys::CUstream) -> Result<(), DriverError> {
+    unsafe fn enqueue(
+        &self,
+        function: Function,
+        launch: &Launch,
+        stream: sys::CUstream,
+        overlap: bool,
+    ) -> Result<(), DriverError> {
         let c = &launch.config;
-        let mut cluster = sys::CUlaunchAttribute {
-            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
-            pad: [0; 4],
-            value: sys::CUlaunchAttributeValue {
-                clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: c.cluster, y: 1, z: 1 },
-            },
-        };
+        let mut attributes = Vec::with_capacity(2);
+        if c.cluster > 1 {
+            attributes.push(attribute(
+                sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+                sys::CUlaunchAttributeValue {
+                    clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: c.cluster, y: 1, z: 1 },
+                },
+            ));
+        }
+        if overlap {
+            attributes.push(attribute(
+                sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+                sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+            ));
+        }
         let config = sys::CUlaunchConfig {
             gridDimX: c.grid[0],
             gridDimY: c.grid[1],
@@ -167,8 +183,8 @@ impl Inner {
             blockDimZ: 1,
             sharedMemBytes: c.shared,
             hStream: stream,
-            attrs: &raw mut cluster,
-            numAttrs: u32::from(c.cluster > 1),
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: attributes.len() as u32,
         };
         let mut params: [*mut c_void; 1] = [launch.args.bytes().as_ptr().cast_mut().cast()];
         // SAFETY: the kernel has one parameter, whose length was compared with that of the bytes when it was loaded; the
@@ -185,7 +201,7 @@ impl Inner {
         self.bind()?;
         let function = self.prepare(launch)?;
         // SAFETY: the caller's.
-        unsafe { self.enqueue(function, launch, self.stream.raw())? };
+        unsafe { self.enqueue(function, launch, self.stream.raw(), false)? };
         if self.synchronous {
             // SAFETY: the stream is alive.
             let done = unsafe { result::stream::synchronize(self.stream.raw()) };
@@ -193,6 +209,10 @@ impl Inner {
         }
         Ok(())
     }
+}
+
+fn attribute(id: sys::CUlaunchAttributeID, value: sys::CUlaunchAttributeValue) -> sys::CUlaunchAttribute {
+    sys::CUlaunchAttribute { id, pad: [0; 4], value }
 }
 
 fn refused(launch: &Launch, why: &str) -> DriverError {
@@ -281,12 +301,12 @@ impl Driver for Cuda {
         unsafe { self.inner.launch(launch) }
     }
 
-    unsafe fn record(&self, launches: Vec<Launch>) -> Result<Box<dyn Recording>, DriverError> {
+    unsafe fn record(&self, launches: Vec<Launch>, overlap: bool) -> Result<Box<dyn Recording>, DriverError> {
         if self.inner.synchronous {
             return Ok(Box::new(graph::OneByOne::new(&self.inner, launches)));
         }
         // SAFETY: the caller's, for every replay.
-        Ok(Box::new(unsafe { graph::Replay::capture(&self.inner, &launches)? }))
+        Ok(Box::new(unsafe { graph::Replay::capture(&self.inner, &launches, overlap)? }))
     }
 
     unsafe fn trace(&self, launches: &[Launch], times: usize) -> Result<LaunchTimes, DriverError> {

@@ -175,14 +175,15 @@ pub trait Driver: Send + Sync {
     /// What the device says; failures of the kernel itself may come with a later call.
     unsafe fn launch(&self, launch: &Launch) -> Result<(), DriverError>;
 
-    /// Records launches, to be replayed as one.
+    /// Records launches, to be replayed as one. With `overlap` a launch may begin while the one before it ends, where the
+    /// device can do that: every kernel waits for the results before it by itself.
     ///
     /// # Safety
     /// As [`Driver::launch`], for every replay.
     ///
     /// # Errors
     /// What the device says.
-    unsafe fn record(&self, launches: Vec<Launch>) -> Result<Box<dyn Recording>, DriverError>;
+    unsafe fn record(&self, launches: Vec<Launch>, overlap: bool) -> Result<Box<dyn Recording>, DriverError>;
 
     /// Runs launches in order, `times` times, and takes the time of each: from the end of the one before to its own end.
     ///

@@ -193,7 +193,7 @@ impl Driver for Sim {
         run(&self.library, &self.config, launch)
     }
 
-    unsafe fn record(&self, launches: Vec<Launch>) -> Result<Box<dyn Recording>, DriverError> {
+    unsafe fn record(&self, launches: Vec<Launch>, _overlap: bool) -> Result<Box<dyn Recording>, DriverError> {
         Ok(Box::new(List { library: self.library.clone(), config: self.config, launches }))
     }
 

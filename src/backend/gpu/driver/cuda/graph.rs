@@ -19,18 +19,19 @@ pub(super) struct Replay {
 unsafe impl Send for Replay {}
 
 impl Replay {
-    /// Captures the launches in order and prepares the graph on the device.
+    /// Captures the launches in order and prepares the graph on the device. With `overlap` each but the first may begin while
+    /// the one before it ends.
     ///
     /// # Safety
     /// As for each launch, at every replay.
-    pub unsafe fn capture(inner: &Arc<Inner>, launches: &[Launch]) -> Result<Self, DriverError> {
+    pub unsafe fn capture(inner: &Arc<Inner>, launches: &[Launch], overlap: bool) -> Result<Self, DriverError> {
         inner.bind()?;
         // Attributes and lazily loaded functions come first: a capture should hold launches only.
         let functions = launches.iter().map(|l| inner.prepare(l)).collect::<Result<Vec<_>, _>>()?;
         let enqueue = |stream: &Stream| {
-            functions.iter().zip(launches).try_for_each(|(function, launch)| {
+            functions.iter().zip(launches).enumerate().try_for_each(|(i, (function, launch))| {
                 // SAFETY: the caller's.
-                unsafe { inner.enqueue(*function, launch, stream.raw()) }
+                unsafe { inner.enqueue(*function, launch, stream.raw(), overlap && i > 0) }
             })
         };
         Self::capture_calls(inner, enqueue)
@@ -70,7 +71,7 @@ pub(super) unsafe fn trace(inner: &Arc<Inner>, launches: &[Launch], times: usize
         marks[0].record_in_graph(stream)?;
         for ((function, launch), mark) in functions.iter().zip(launches).zip(others) {
             // SAFETY: the caller's.
-            unsafe { inner.enqueue(*function, launch, stream.raw()) }?;
+            unsafe { inner.enqueue(*function, launch, stream.raw(), false) }?;
             mark.record_in_graph(stream)?;
         }
         last.record_in_graph(stream)
