@@ -91,6 +91,12 @@ fn replay_equals_eager_launches() {
 }
 
 #[test]
+fn snapshots_hold_their_moment() {
+    let Some(gpu) = gpu() else { return };
+    device::snapshots_hold_their_moment(gpu.as_ref());
+}
+
+#[test]
 fn launches_that_are_waited_for_give_the_same() {
     let Some(gpu) = gpu_or_skip(Cuda::open_synchronous) else { return };
     device::replay_equals_eager_launches(gpu.as_ref());

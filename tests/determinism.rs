@@ -2,8 +2,10 @@
 
 mod common;
 
+use common::late::Late;
 use common::models::{load_random, noise, oblong, save, scheduler, tiny, wide};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use warpdiff::backend::{Backend, Executable, cpu::Cpu};
 use warpdiff::diffusion::{
     LossWeighting, Objective, PredictionType, SamplerKind, Schedule, StepTable, TrainingObjective,
@@ -14,7 +16,7 @@ use warpdiff::program::{
     Batch, ForwardProgram, SamplingOptions, SamplingProgram, TrainingInputs, TrainingOptions, TrainingProgram,
 };
 use warpdiff::reference::Reference;
-use warpdiff::sample::{LabelChoice, SampleOptions, Sampler};
+use warpdiff::sample::{Drawn, LabelChoice, SampleError, SampleOptions, Sampler};
 use warpdiff::unet::UNetConfig;
 
 const STEPS: usize = 4;
@@ -47,6 +49,57 @@ fn open(config: &UNetConfig) -> (tempfile::TempDir, ModelFolder) {
     save(folder.path(), config, 50);
     let model = ModelFolder::open(folder.path()).unwrap();
     (folder, model)
+}
+
+/// A stream of batches has the images and pictures of each batch by itself, on a device whose results come late, too. There a
+/// batch is handed over when the next has begun, and a stream that is stopped has handed over all that was drawn.
+#[test]
+fn streams_have_the_bits_of_single_batches() {
+    let (_folder, model) = open(&oblong());
+    let sampler = |on: &dyn Backend| {
+        let options = SampleOptions {
+            scheduler: model.scheduler.with_sampler(SamplerKind::Ddim),
+            steps: STEPS,
+            eta: 0.5,
+            seed: 3,
+            labels: LabelChoice::Balanced,
+            guidance: 2.0,
+            batch: 2,
+        };
+        Sampler::new(&model, options, on).unwrap()
+    };
+    let ranges = [4..6, 6..8, 11..12];
+    let mut single = sampler(&Cpu::new(Some(1)).unwrap());
+    let expected: Vec<Vec<u8>> =
+        ranges.iter().map(|r| single.draw_pictures(r.clone(), &mut |_| true).unwrap()).collect();
+    let late = Late::new();
+    for on in [&Cpu::new(Some(2)).unwrap() as &dyn Backend, &late] {
+        let (mut pictures, mut begun, mut evaluations) = (Vec::new(), Vec::new(), Vec::new());
+        late.runs.store(0, Ordering::Relaxed);
+        let mut hand_over = |drawn: Drawn| {
+            assert_eq!(drawn.indices(), ranges[pictures.len()]);
+            begun.push(late.runs.load(Ordering::Relaxed));
+            pictures.push(drawn.pictures()?);
+            Ok::<(), SampleError>(())
+        };
+        let mut go_on = |done| {
+            evaluations.push(done);
+            true
+        };
+        sampler(on).stream(ranges.clone(), &mut go_on, &mut hand_over).unwrap();
+        assert!(pictures == expected, "{}", on.name());
+        assert!(evaluations.is_sorted() && evaluations.last() == Some(&(5 * STEPS)), "{evaluations:?}");
+        if on.name() == "late" {
+            assert!(begun[0] > STEPS && begun[1] > 2 * STEPS && begun[2] == 3 * STEPS, "{begun:?}");
+        }
+    }
+    let mut drawn = Vec::new();
+    let stopped = sampler(&late).stream(ranges, &mut |done| done < 2 * STEPS, &mut |batch| {
+        drawn.push(batch.indices());
+        Ok(())
+    });
+    assert!(matches!(stopped, Err(SampleError::Stopped)));
+    assert_eq!(drawn, [4..6]);
 }
 
 fn bits(data: &[f32]) -> Vec<u32> {

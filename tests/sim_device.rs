@@ -24,6 +24,11 @@ fn replay_equals_eager_launches() {
 }
 
 #[test]
+fn snapshots_hold_their_moment() {
+    device::snapshots_hold_their_moment(sim().as_ref());
+}
+
+#[test]
 fn refusals_are_errors() {
     device::refusals_are_errors(sim().as_ref());
 }

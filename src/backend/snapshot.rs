@@ -29,9 +29,12 @@ impl Arriving for Vec<u8> {
 
 /// How the elements of a snapshot are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Stored {
+pub enum Stored {
+    /// Grey levels.
     Byte,
+    /// Activations in bf16.
     Bf16,
+    /// f32, and integers of 32 bits.
     Word,
 }
 
@@ -42,7 +45,8 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    pub(crate) fn new(source: Box<dyn Arriving>, stored: Stored) -> Self {
+    /// A snapshot whose bytes come from `source`, for a backend that makes its own.
+    pub fn new(source: Box<dyn Arriving>, stored: Stored) -> Self {
         Self { source, stored }
     }
 

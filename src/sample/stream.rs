@@ -54,9 +54,7 @@ impl Drawn {
         let mut x = self.x.floats()?;
         x.truncate(self.indices.len() * h * w * c);
         match x.iter().position(|v| !v.is_finite()) {
-            Some(at) => {
-                Err(SampleError::NotFinite { sample: self.indices.start + at / (h * w * c), step: self.steps })
-            }
+            Some(at) => Err(SampleError::NotFinite { sample: self.indices.start + at / (h * w * c), step: self.steps }),
             None => Ok(x),
         }
     }

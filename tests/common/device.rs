@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use bytemuck::{Pod, Zeroable};
-use warpdiff::backend::gpu::Gpu;
 use warpdiff::backend::gpu::driver::{DevicePtr, Driver, DriverError, Swizzle, TensorMapSpec};
 use warpdiff::backend::gpu::launch::{Args, Config, Launch};
+use warpdiff::backend::gpu::{Gpu, Replay};
 use warpdiff::backend::{Backend, Executable, Precision};
 use warpdiff::graph::{DType, Graph, Op, Plan, ValueId};
 use warpdiff::rng::{Sequence, Stream};
@@ -146,6 +146,42 @@ pub fn replay_equals_eager_launches(driver: &dyn Driver) {
     assert!(worst < 1e-5, "worst element {worst:e}");
 }
 
+/// A snapshot holds what was there when it was taken, however the memory changes afterwards and in whatever order snapshots are
+/// read or dropped.
+pub fn snapshots_hold_their_moment(driver: &dyn Driver) {
+    let x = Memory::of(driver, &normals(COUNT, 1));
+    let silu = map(driver, "silu_f32", [x.at, DevicePtr::NULL, x.at], 0);
+    // Eager copies of every moment first.
+    let moments: Vec<Vec<u8>> = (0..9)
+        .map(|_| {
+            // SAFETY: the memory outlives the launch.
+            unsafe { driver.launch(&silu).unwrap() };
+            x.read()
+        })
+        .collect();
+    x.write(0, bytemuck::cast_slice(&normals(COUNT, 1)));
+    let mut pending = std::collections::VecDeque::new();
+    for (i, moment) in moments.iter().enumerate() {
+        // SAFETY: as above.
+        unsafe { driver.launch(&silu).unwrap() };
+        // Pieces of several sizes, some of them nobody's for long.
+        let (first, len) = ([0, 5, 256][i % 3], [BYTES - 300, 1, 4096][i % 3]);
+        // SAFETY: the range lies in the allocation.
+        let (taken, unread) =
+            unsafe { (driver.snapshot(x.at.offset(first), len).unwrap(), driver.snapshot(x.at, 64).unwrap()) };
+        drop(unread);
+        pending.push_back((taken, &moment[first..first + len]));
+        if pending.len() > 3 {
+            let (mut taken, expected) = if i % 2 == 0 { pending.pop_back() } else { pending.pop_front() }.unwrap();
+            assert!(taken.wait().unwrap() == expected, "moment {i}");
+            assert!(taken.arrived() && taken.wait().unwrap() == expected, "a snapshot can be read twice");
+        }
+    }
+    for (mut taken, expected) in pending {
+        assert!(taken.wait().unwrap() == expected);
+    }
+}
+
 /// What cannot be done is an error that says so, and the device goes on.
 pub fn refusals_are_errors(driver: &dyn Driver) {
     assert!(matches!(driver.load("no_such_kernel"), Err(DriverError::MissingKernel(name)) if name == "no_such_kernel"));
@@ -194,29 +230,32 @@ pub fn times_are_measured(driver: &dyn Driver) {
 }
 
 /// x' = silu(x + b) as a program with a state, as a sampling loop is one.
-fn loop_on(driver: &Arc<dyn Driver>, precision: Precision) -> (Box<dyn Executable>, ValueId) {
+fn loop_on(driver: &Arc<dyn Driver>, precision: Precision, replay: Replay) -> (Box<dyn Executable>, ValueId) {
     let mut graph = Graph::new();
     let x = graph.state("x", [1, 3, 5, 7], DType::Act);
     let b = graph.input("b", [1, 3, 5, 7], DType::Act);
     let sum = graph.apply(Op::Add, &[x, b]).unwrap();
     let next = graph.apply(Op::Silu, &[sum]).unwrap();
     graph.bind(next, x);
-    let mut exe = Gpu::new(Arc::clone(driver), precision).compile(Plan::new(graph)).unwrap();
+    let mut exe = Gpu::new(Arc::clone(driver), precision).with_replay(replay).compile(Plan::new(graph)).unwrap();
     exe.write_f32(x, &normals(105, 4)).unwrap();
     exe.write_f32(b, &normals(105, 5)).unwrap();
     (exe, x)
 }
 
-/// Runs in a row, runs that are waited for and timed runs all give the same bits.
+/// Runs in a row, runs that are waited for, timed runs, several runs in one recording and launches that overlap all give the same
+/// bits.
 pub fn many_runs_equal_single_runs(driver: &Arc<dyn Driver>) {
+    let plain = Replay::default();
     for precision in [Precision::F32, Precision::Bf16] {
-        let run = |how: &dyn Fn(&mut dyn Executable)| {
-            let (mut exe, x) = loop_on(driver, precision);
+        let run_as = |replay: Replay, how: &dyn Fn(&mut dyn Executable)| {
+            let (mut exe, x) = loop_on(driver, precision, replay);
             how(exe.as_mut());
             let mut data = vec![0.0f32; 105];
             exe.read_f32(x, &mut data).unwrap();
             data.into_iter().map(f32::to_bits).collect::<Vec<_>>()
         };
+        let run = |how: &dyn Fn(&mut dyn Executable)| run_as(plain, how);
         let start = run(&|_| {});
         let single = run(&|exe| {
             for _ in 0..7 {
@@ -229,6 +268,13 @@ pub fn many_runs_equal_single_runs(driver: &Arc<dyn Driver>) {
         let timed = run(&|exe| assert!(!exe.run_timed(7).unwrap().is_zero()));
         assert_eq!(single, timed, "{precision}");
         assert_eq!(start, run(&|exe| exe.run_many(0).unwrap()));
+        for (runs, overlap) in [(3, false), (1, true), (4, true), (8, true)] {
+            let long = run_as(Replay { runs, overlap }, &|exe| {
+                exe.run_many(3).unwrap();
+                assert!(!exe.run_timed(4).unwrap().is_zero());
+            });
+            assert_eq!(single, long, "{precision}, {runs} runs a recording, overlap: {overlap}");
+        }
     }
 }
 

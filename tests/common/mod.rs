@@ -4,6 +4,7 @@
 pub mod cases;
 pub mod device;
 pub mod gpu;
+pub mod late;
 pub mod memory;
 pub mod models;
 pub mod optimizer;

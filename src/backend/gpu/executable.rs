@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use half::bf16;
 
-use super::{Replay, backend_error};
 use super::driver::{self, Driver, DriverError, LaunchTimes, LoadedKernel, Recording};
 use super::launch::{Config, Launch};
 use super::lower::{self, Decisions, Planned};
 use super::memory::DeviceBuffer;
 use super::plan_memory::Memory;
+use super::{Replay, backend_error};
 use crate::backend::snapshot::{Arriving, Snapshot, Stored};
 use crate::backend::trace::{KernelLaunch, Step, Trace};
 use crate::backend::{BackendError, Executable, Precision, Store, check_bytes, check_floats, check_length, check_part};
