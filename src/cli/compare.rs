@@ -10,7 +10,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 use super::compare_fp8;
-use super::device::{Arithmetic, Device, DeviceArgs, Opened};
+use super::device::{Arithmetic, Device, DeviceArgs, KernelArgs, Opened};
 use super::model::ModelArgs;
 use crate::compare::program::{Workload, record};
 use crate::compare::{OpReport, compare_operations};
@@ -69,10 +69,10 @@ struct Report {
 
 pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
     let oracle = if args.a == Oracle::Ref { Device::Ref } else { Device::Cpu };
-    let oracle = DeviceArgs { device: oracle, precision: Arithmetic::F32, threads: args.threads, tuning: None };
+    let oracle = DeviceArgs { device: oracle, precision: Arithmetic::F32, threads: args.threads, kernels: KernelArgs::default() };
     let (a, b) = (
         oracle.backend()?,
-        DeviceArgs { device: args.b, precision: args.precision, threads: args.threads, tuning: None }.open()?,
+        DeviceArgs { device: args.b, precision: args.precision, threads: args.threads, kernels: KernelArgs::default() }.open()?,
     );
     let b = match b {
         Opened::Ready(b) => b,

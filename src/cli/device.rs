@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::backend::gpu::choice::Tuning;
 use crate::backend::gpu::fp8::Fp8Scales;
-use crate::backend::{Backend, BackendError, Precision, cpu::Cpu, gpu::Gpu};
+use crate::backend::{Backend, BackendError, Precision, cpu::Cpu, gpu::{Gpu, Replay}};
 use crate::reference::Reference;
 
 /// Where to run.
@@ -98,9 +98,28 @@ pub(super) struct DeviceArgs {
     /// CPU threads; as many as there are cores by default. Results do not depend on it.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
+    #[command(flatten)]
+    pub kernels: KernelArgs,
+}
+
+/// How the kernels are launched. No result depends on it.
+#[derive(Clone, Debug, Default, Args)]
+pub(super) struct KernelArgs {
     /// Kernel configurations that bench --tune measured, in place of those in this build. Results do not depend on it.
     #[arg(long, value_name = "FILE", hide_short_help = true)]
-    pub tuning: Option<PathBuf>,
+    tuning: Option<PathBuf>,
+    /// Steps of a loop that one CUDA graph holds. Results do not depend on it.
+    #[arg(long, value_name = "N", hide_short_help = true, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    graph_steps: Option<u16>,
+    /// Let a kernel begin while the one before it ends (from compute capability 9.0 on). Results do not depend on it.
+    #[arg(long, hide_short_help = true)]
+    overlap: bool,
+}
+
+impl KernelArgs {
+    fn replay(&self) -> Replay {
+        Replay { runs: self.graph_steps.map_or(1, usize::from), overlap: self.overlap }
+    }
 }
 
 impl DeviceArgs {
@@ -145,9 +164,10 @@ impl DeviceArgs {
         Ok(Opened::Ready(Box::new(gpu)))
     }
 
-    /// The device with the table of `--tuning`, if there is one.
+    /// The device with the table of `--tuning`, if there is one, and its launches recorded as the options say.
     pub fn tuned(&self, gpu: Gpu) -> Result<Gpu, BackendError> {
-        let Some(path) = &self.tuning else { return Ok(gpu) };
+        let gpu = gpu.with_replay(self.kernels.replay());
+        let Some(path) = &self.kernels.tuning else { return Ok(gpu) };
         let refused = |reason: String| BackendError::Device { device: gpu.name().into(), reason };
         let file = path.display().to_string();
         let text = fs::read_to_string(path).map_err(|e| refused(format!("cannot read the table {file}: {e}")))?;
