@@ -2,6 +2,7 @@
 
 mod bind;
 mod convert;
+mod fingerprint;
 mod folder;
 
 use std::path::PathBuf;

@@ -1,6 +1,7 @@
 //! Replays golden cases: a model folder, recorded inputs, and what an independent f64 implementation made of them.
 
 mod case;
+mod editing;
 mod network;
 mod tables;
 mod training;
@@ -151,6 +152,7 @@ fn report(case: &Case, check: case::Check, backend: &dyn Backend) -> CheckReport
         "debug_activations" => network::activations(case, check, backend),
         "sample" | "sample_cfg" => network::sample(case, check, backend),
         "invert" => network::invert(case, check, backend),
+        "repaint" => editing::repaint(case, check, backend),
         "grad" => training::gradients(case, check, backend),
         "train" => training::steps(case, check, backend),
         "vlb" => tables::bound(check),

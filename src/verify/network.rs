@@ -13,7 +13,7 @@ use crate::layout::{nchw_to_nhwc, nhwc_to_nchw};
 use crate::program::{Batch, ForwardProgram, SamplingOptions, SamplingProgram};
 
 /// A value of `[N, H, W, C]` as NCHW, or any other value as it is.
-fn read(exe: &dyn Executable, value: ValueId) -> Result<Vec<f64>, BackendError> {
+pub(super) fn read(exe: &dyn Executable, value: ValueId) -> Result<Vec<f64>, BackendError> {
     let data = exe.read_f64(value)?;
     Ok(match exe.plan().graph().shape(value).dims() {
         &[n, h, w, c] => nhwc_to_nchw(&data, [n, c, h, w]),
