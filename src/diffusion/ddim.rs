@@ -38,7 +38,7 @@ impl StepTable {
             .enumerate()
             .map(|(i, &t)| {
                 let next = match config.compat {
-                    Compat::Paper => timesteps.get(i + 1).copied(),
+                    Compat::Paper | Compat::GuidedDiffusion => timesteps.get(i + 1).copied(),
                     Compat::Diffusers => t.checked_sub(stride),
                 };
                 let alpha_bar_next = next.map_or(final_alpha_bar, |s| schedule.alpha_bars[s]);
@@ -71,7 +71,7 @@ impl StepTable {
         let mut rows = Vec::with_capacity(timesteps.len());
         for &t in &timesteps {
             let from = match config.compat {
-                Compat::Paper => before,
+                Compat::Paper | Compat::GuidedDiffusion => before,
                 Compat::Diffusers => t.checked_sub(stride),
             };
             let alpha_bar = from.map_or(initial, |s| schedule.alpha_bars[s]);

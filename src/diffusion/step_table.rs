@@ -17,9 +17,11 @@
 //! [`StepTable::published_scale`].
 
 use super::clip::Clip;
-use super::config::{SamplerKind, SchedulerConfig};
+use super::config::{Compat, SamplerKind, SchedulerConfig};
 use super::error::{DiffusionError, Result};
 use super::parameterization::{Linear2, PredictionType};
+use super::respacing::Respaced;
+use super::schedule::Schedule;
 use super::variance::interpolate_log_variance;
 
 /// How the network's variance channels v become the standard deviation of a step's noise.
@@ -248,6 +250,11 @@ impl StepTable {
             let sampler = config.sampler;
             return Err(DiffusionError::EtaWithoutDdim { eta, sampler });
         }
+        if config.compat == Compat::GuidedDiffusion
+            && let Some(table) = Self::respaced(config, num_inference_steps, eta)?
+        {
+            return Ok(table);
+        }
         match config.sampler {
             SamplerKind::Ddpm => Self::ddpm(config, num_inference_steps),
             SamplerKind::Ddim => Self::ddim(config, num_inference_steps, eta, false),
@@ -259,6 +266,22 @@ impl StepTable {
             SamplerKind::EulerAncestral => Self::euler_ancestral(config, num_inference_steps),
             SamplerKind::Heun => Self::heun(config, num_inference_steps),
         }
+    }
+
+    /// The table over a respaced chain, for samplers that guided-diffusion has.
+    fn respaced(config: &SchedulerConfig, steps: usize, eta: f64) -> Result<Option<Self>> {
+        let spec = config.respacing.clone().unwrap_or_else(|| match config.sampler {
+            SamplerKind::Ddpm => steps.to_string(),
+            _ => format!("ddim{steps}"),
+        });
+        let chain = Respaced::new(&Schedule::new(&config.betas)?, &spec)?;
+        let (prediction, clip) = (config.prediction_type, config.clip());
+        Ok(Some(match config.sampler {
+            SamplerKind::Ddpm => Self::respaced_ancestral(&chain, prediction, config.variance_type, clip, false)?,
+            SamplerKind::Ddim => Self::respaced_ddim(&chain, prediction, clip, eta, false)?,
+            SamplerKind::DdimInverse => Self::respaced_ddim_reverse(&chain, prediction, clip, false)?,
+            _ => return Ok(None),
+        }))
     }
 
     /// The states that the rows read besides x and the previous x_0.

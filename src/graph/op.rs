@@ -123,8 +123,10 @@ pub struct TimeEmbedding {
     pub dim: usize,
     /// `[cos, sin]` instead of `[sin, cos]`.
     pub flip_sin_to_cos: bool,
-    /// Frequencies are `exp(-ln(10000) i / (dim/2 - freq_shift))`.
+    /// Frequencies are `scale exp(-ln(10000) i / (dim/2 - freq_shift))`.
     pub freq_shift: f64,
+    /// Multiplies the timestep, which comes to the same as multiplying the frequencies.
+    pub scale: f64,
 }
 
 /// Where a sampling step takes its noise from.

@@ -38,7 +38,11 @@ fn match_names(params: &[ParamSpec], source: &WeightSource) -> Result<Match, Mod
             };
             let shape = &source.info(&name)?.shape;
             if !same_shape(shape, &part.file_shape) {
-                misshapen.push(format!("{name}: the file has {shape:?}, the configuration {:?}", part.file_shape));
+                misshapen.push(format!(
+                    "{}: the file has {shape:?}, the configuration {:?}",
+                    source.own_name(&name),
+                    part.file_shape
+                ));
             }
             used.insert(name.clone());
             parts.push(name);
@@ -58,13 +62,14 @@ pub(super) fn file_names(params: &[ParamSpec], source: &WeightSource) -> Result<
     // A name of the file that nothing asked for, of the same shape, is likely the same tensor.
     let describe = |part: &ParamPart| {
         let same = |name: &&str| source.info(name).is_ok_and(|info| same_shape(&info.shape, &part.file_shape));
-        let alike = nearest_name(&part.name, unexpected.iter().map(String::as_str).filter(same));
+        let own = source.own_name(&part.name);
+        let alike = nearest_name(own, unexpected.iter().map(String::as_str).filter(same));
         let hint = alike.map_or(String::new(), |name| format!(" (did you mean {name}?)"));
-        format!("{} {:?}{hint}", part.name, part.file_shape)
+        format!("{own} {:?}{hint}", part.file_shape)
     };
     let shown = |i: usize| i < super::SHOWN;
     let missing = missing.iter().enumerate();
-    let missing = missing.map(|(i, part)| if shown(i) { describe(part) } else { part.name.clone() }).collect();
+    let missing = missing.map(|(i, part)| if shown(i) { describe(part) } else { source.own_name(&part.name).to_string() }).collect();
     Err(ModelError::Mismatch { path: source.path().to_path_buf(), missing, unexpected, misshapen })
 }
 

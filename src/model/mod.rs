@@ -1,5 +1,6 @@
 //! Models as their users have them: a folder with a configuration, weights and a scheduler's settings.
 
+pub mod adm;
 mod bind;
 mod convert;
 mod folder;
@@ -10,7 +11,7 @@ use thiserror::Error;
 
 pub use bind::{bind_weights, read_weights, unexpected_tensors, write_weights};
 pub use convert::{Converted, StoredAs, convert};
-pub use folder::{Lenient, ModelFolder, open_network_leniently, read_config, save_model};
+pub use folder::{Lenient, ModelFolder, OpenOptions, open_network_leniently, read_config, save_model};
 
 use crate::backend::BackendError;
 use crate::diffusion::DiffusionError;
@@ -24,7 +25,11 @@ pub enum ModelError {
     #[error(transparent)]
     File(#[from] FileError),
     /// There is nothing of that name.
-    #[error("there is no folder {}; name a model folder, as `warpdiff train --out` or diffusers write one", folder.display())]
+    #[error(
+        "there is no folder {}; name a model folder, as `warpdiff train --out` or diffusers write one, or a .pt file of \
+         guided-diffusion",
+        folder.display()
+    )]
     NoFolder {
         /// The name that was given.
         folder: PathBuf,
@@ -38,6 +43,22 @@ pub enum ModelError {
         first: &'static str,
         /// The alternative.
         second: &'static str,
+    },
+    /// Flags of guided-diffusion or improved-diffusion are refused.
+    #[error("{origin}: {problem}")]
+    Flags {
+        /// The file or option that they come from.
+        origin: String,
+        /// What is wrong, and what would be right.
+        problem: String,
+    },
+    /// Nothing says which of several files is meant.
+    #[error("{} {problem}", folder.display())]
+    Choice {
+        /// The folder.
+        folder: PathBuf,
+        /// What there is, and how to choose.
+        problem: String,
     },
     /// The model's configuration is refused.
     #[error("{}: {source}", path.display())]
@@ -90,7 +111,7 @@ fn list(missing: &[String], unexpected: &[String], misshapen: &[String]) -> Stri
             text += &format!("\n    ... and {} more", names.len() - SHOWN);
         }
     }
-    text += "\n  check that config.json and the weights come from the same model";
+    text += "\n  check that configuration and weights come from the same model";
     if missing.is_empty() && misshapen.is_empty() {
         text += ", or ignore the unexpected tensors with --lenient";
     }

@@ -116,16 +116,20 @@ impl Network<'_> {
     /// The time embedding plus the class embedding, `[N, E]`.
     fn embedding(&mut self, inputs: &UNetInputs) -> Result<ValueId, ConfigError> {
         let cfg = self.config;
-        let (c0, e) = (cfg.block_out_channels[0], cfg.embedding_width());
-        let sinusoids = Op::TimeEmbedding(TimeEmbedding {
-            dim: c0,
-            flip_sin_to_cos: cfg.flip_sin_to_cos,
-            freq_shift: cfg.freq_shift,
-        });
+        let e = cfg.embedding_width();
+        let time_scale = cfg.timestep_scale;
+        let sinusoids = |scale: f64| {
+            Op::TimeEmbedding(TimeEmbedding {
+                dim: cfg.sinusoid_width(),
+                flip_sin_to_cos: cfg.flip_sin_to_cos,
+                freq_shift: cfg.freq_shift,
+                scale,
+            })
+        };
         let projected = match cfg.time_embedding_type {
-            TimeEmbeddingType::Positional => self.b.graph.apply(sinusoids.clone(), &[inputs.t])?,
+            TimeEmbeddingType::Positional => self.b.graph.apply(sinusoids(time_scale), &[inputs.t])?,
             TimeEmbeddingType::Fourier => {
-                let w = self.b.graph.param(ParamSpec::plain("time_proj.weight", &[c0]));
+                let w = self.b.graph.param(ParamSpec::plain("time_proj.weight", &[cfg.block_out_channels[0]]));
                 self.b.graph.apply(Op::FourierEmbedding, &[inputs.t, w])?
             }
         };
@@ -138,7 +142,7 @@ impl Network<'_> {
                 self.b.graph.apply(Op::Embedding, &[table, index])?
             }
             (Some(ClassEmbedding::Timestep), _, Some(ClassInput::Value(v))) => {
-                let projected = self.b.graph.apply(sinusoids, &[v])?;
+                let projected = self.b.graph.apply(sinusoids(1.0), &[v])?;
                 self.b.mlp("class_embedding", projected, e)?
             }
             (Some(ClassEmbedding::Identity), _, Some(ClassInput::Value(v))) => v,
@@ -156,9 +160,9 @@ impl Network<'_> {
         self.b.resnet(name, x, Resnet { out, scale, resample: None })
     }
 
-    fn attention(&mut self, name: &str, x: ValueId) -> Result<ValueId, ConfigError> {
+    fn attention(&mut self, name: &str, x: ValueId, heads: Option<usize>) -> Result<ValueId, ConfigError> {
         let groups = Some(self.config.groups()?);
-        self.b.attention(name, x, Attention { groups, scale: 1.0 })
+        self.b.attention(name, x, Attention { heads, groups, scale: 1.0 })
     }
 
     fn down(&mut self, level: usize, mut h: ValueId, skips: &mut Vec<ValueId>) -> Result<ValueId, ConfigError> {
@@ -168,7 +172,7 @@ impl Network<'_> {
         for j in 0..cfg.layers_per_block {
             h = self.resnet(&format!("{block}.resnets.{j}"), h, out, 1.0)?;
             if kind == DownBlock::Attention {
-                h = self.attention(&format!("{block}.attentions.{j}"), h)?;
+                h = self.attention(&format!("{block}.attentions.{j}"), h, cfg.attention_heads)?;
             }
             skips.push(h);
         }
@@ -202,7 +206,7 @@ impl Network<'_> {
                 TimeScaleShift::ScaleShift => None,
             };
             let groups = cfg.attn_norm_num_groups.or(default);
-            h = self.b.attention("mid_block.attentions.0", h, Attention { groups, scale })?;
+            h = self.b.attention("mid_block.attentions.0", h, Attention { heads: cfg.attention_heads, groups, scale })?;
         }
         h = self.resnet("mid_block.resnets.1", h, out, scale)?;
         self.tap("mid_block", h);
@@ -213,6 +217,7 @@ impl Network<'_> {
         let cfg = self.config;
         let levels = cfg.block_out_channels.len();
         let (kind, out) = (cfg.up_block_types[level], cfg.block_out_channels[levels - 1 - level]);
+        let heads = cfg.decoder_attention_heads.or(cfg.attention_heads);
         let block = format!("up_blocks.{level}");
         for j in 0..=cfg.layers_per_block {
             // Each level pops exactly what its mirror image pushed, so the stack cannot run dry.
@@ -221,7 +226,7 @@ impl Network<'_> {
             }
             h = self.resnet(&format!("{block}.resnets.{j}"), h, out, 1.0)?;
             if kind == UpBlock::Attention {
-                h = self.attention(&format!("{block}.attentions.{j}"), h)?;
+                h = self.attention(&format!("{block}.attentions.{j}"), h, heads)?;
             }
         }
         if level + 1 < levels {

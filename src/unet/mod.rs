@@ -2,12 +2,14 @@
 
 mod blocks;
 mod builder;
+mod classifier;
 mod config;
 mod init;
 pub mod presets;
 
 use thiserror::Error;
 
+pub use classifier::{ClassifierConfig, ClassifierPool};
 pub use builder::{ClassInput, DropoutInputs, UNetInputs, UNetOutputs, build};
 pub use config::{
     ClassEmbedding, DownBlock, ResamplerType, SampleSize, TimeEmbeddingType, TimeScaleShift, UNetConfig, UpBlock,
