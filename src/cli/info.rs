@@ -239,7 +239,7 @@ fn describe(path: &Path, json: bool) -> Result<serde_json::Value> {
     let arena = program.plan.region_bytes(Region::Arena);
     let trained = TrainingState::read(path)?;
     if !json {
-        let c = model.config.in_channels;
+        let c = model.config.image_channels();
         println!("{}", path.display());
         println!("  {:.2} M parameters, {gflop:.3} GFLOP a {c}x{h}x{w} image", parameters as f64 / 1e6);
         println!("  {:.1} MiB of activations at batch 1", arena as f64 / f64::from(1 << 20));
@@ -254,7 +254,7 @@ fn describe(path: &Path, json: bool) -> Result<serde_json::Value> {
     }
     Ok(serde_json::json!({
         "parameters": parameters, "gflop_per_image": gflop, "arena_bytes": arena,
-        "image": [model.config.in_channels, h, w], "classes": model.config.classes(),
+        "image": [model.config.image_channels(), h, w], "classes": model.config.classes(),
         "null_class": model.config.null_class, "sampler": model.scheduler.sampler.class_name(),
         "num_train_timesteps": model.scheduler.betas.num_train_timesteps,
         "steps": trained.as_ref().map(|t| t.step),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Batch, check_channels, class_input, class_value};
+use super::{Batch, check_channels, class_input, class_value, with_condition};
 use crate::diffusion::StepTable;
 use crate::graph::op::SamplerStep;
 use crate::graph::{DType, Graph, NoiseSource, Op, Plan, ValueId, fuse::fuse};
@@ -40,6 +40,8 @@ pub struct SamplingProgram {
     pub class: Option<ValueId>,
     /// Given noise `[N, H, W, C]`, where the program takes it.
     pub z: Option<ValueId>,
+    /// The condition `[N, H, W, condition_channels]`, where the model has one.
+    pub condition: Option<ValueId>,
 }
 
 impl SamplingProgram {
@@ -50,18 +52,18 @@ impl SamplingProgram {
     /// the network lacks.
     pub fn new(config: &UNetConfig, batch: Batch, options: &SamplingOptions) -> Result<Self, ConfigError> {
         check_channels(config)?;
-        if options.table.learned_variance.is_some() && config.out_channels != 2 * config.in_channels {
+        if options.table.learned_variance.is_some() && config.out_channels != 2 * config.image_channels() {
             return Err(ConfigError::Invalid {
                 key: "out_channels",
                 detail: format!(
                     "a learned variance needs {} channels, the model has {}; choose another variance_type",
-                    2 * config.in_channels,
+                    2 * config.image_channels(),
                     config.out_channels
                 ),
             });
         }
         let mut graph = Graph::new();
-        let shape = [batch.n, batch.h, batch.w, config.in_channels];
+        let shape = [batch.n, batch.h, batch.w, config.image_channels()];
         let x = graph.state("x", shape, DType::F32);
         let x0 = graph.state("x0_prev", shape, DType::F32);
         let step = graph.state("step", [1], DType::I32);
@@ -73,7 +75,9 @@ impl SamplingProgram {
 
         let timestep = Op::StepTimestep { table: Arc::clone(&options.table), batch: evaluations };
         let t = graph.apply(timestep, &[step])?;
-        let network_x = graph.apply(if options.guidance.is_some() { Op::RepeatBatch } else { Op::ToAct }, &[x])?;
+        let to_act = if options.guidance.is_some() { Op::RepeatBatch } else { Op::ToAct };
+        let network_x = graph.apply(to_act.clone(), &[x])?;
+        let (network_x, condition) = with_condition(&mut graph, config, batch, network_x, &to_act)?;
         let net = build(&mut graph, config, UNetInputs { x: network_x, t, class, dropout: None })?;
         let sampler = Op::SamplerStep(SamplerStep {
             table: Arc::clone(&options.table),
@@ -106,6 +110,7 @@ impl SamplingProgram {
             key,
             class: class_value(class),
             z,
+            condition,
             picture: results[2],
         })
     }

@@ -118,7 +118,7 @@ impl Sampler {
 
     /// Channels, height and width of an image.
     pub fn image_shape(&self) -> [usize; 3] {
-        [self.config.in_channels, self.batch.h, self.batch.w]
+        [self.config.image_channels(), self.batch.h, self.batch.w]
     }
 
     /// Bytes that the loop holds.
@@ -207,7 +207,7 @@ impl Sampler {
     ) -> Result<(), SampleError> {
         self.begin(&indices)?;
         for step in 0..self.steps() {
-            let mut x = vec![0.0; self.batch.numel(self.config.in_channels)];
+            let mut x = vec![0.0; self.batch.numel(self.config.image_channels())];
             self.exe.read_f32(self.program.x, &mut x)?;
             self.exe.run()?;
             each(self.exe.as_ref(), Visited { timestep: self.table.rows[step].timestep, x })?;
@@ -268,8 +268,8 @@ impl Sampler {
 
     /// Writes x_T, the labels and the counters of a batch.
     fn start(&mut self, indices: &[u32]) -> Result<(), SampleError> {
-        let mut x = vec![0.0; self.batch.numel(self.config.in_channels)];
-        for (image, &index) in x.chunks_mut(self.batch.h * self.batch.w * self.config.in_channels).zip(indices) {
+        let mut x = vec![0.0; self.batch.numel(self.config.image_channels())];
+        for (image, &index) in x.chunks_mut(self.batch.h * self.batch.w * self.config.image_channels()).zip(indices) {
             Sequence::new(self.options.seed, Stream::InitialNoise, index, 0).fill_normal(image);
         }
         let sigma = self.table.init_noise_sigma as f32;

@@ -43,7 +43,8 @@ pub struct UNetInputs {
 pub struct UNetOutputs {
     /// The model output `[N, H, W, out_channels]`.
     pub out: ValueId,
-    /// Results of the submodules that diffusers names, for comparisons layer by layer.
+    /// Results of the submodules that diffusers names, and of those that ADM numbers (`input_blocks.0`, ..), for comparisons
+    /// layer by layer.
     pub taps: Vec<(String, ValueId)>,
 }
 
@@ -96,6 +97,9 @@ impl Network<'_> {
         let mut skips = vec![h];
         for level in 0..cfg.block_out_channels.len() {
             h = self.down(level, h, &mut skips)?;
+        }
+        for (i, &skip) in skips.iter().enumerate() {
+            self.tap(format!("input_blocks.{i}"), skip);
         }
         if cfg.mid_block_type.is_some() {
             h = self.middle(h)?;
@@ -217,6 +221,7 @@ impl Network<'_> {
         let cfg = self.config;
         let levels = cfg.block_out_channels.len();
         let (kind, out) = (cfg.up_block_types[level], cfg.block_out_channels[levels - 1 - level]);
+        let first = level * (cfg.layers_per_block + 1);
         let heads = cfg.decoder_attention_heads.or(cfg.attention_heads);
         let block = format!("up_blocks.{level}");
         for j in 0..=cfg.layers_per_block {
@@ -227,6 +232,9 @@ impl Network<'_> {
             h = self.resnet(&format!("{block}.resnets.{j}"), h, out, 1.0)?;
             if kind == UpBlock::Attention {
                 h = self.attention(&format!("{block}.attentions.{j}"), h, heads)?;
+            }
+            if j < cfg.layers_per_block {
+                self.tap(format!("output_blocks.{}", first + j), h);
             }
         }
         if level + 1 < levels {
@@ -241,6 +249,7 @@ impl Network<'_> {
                 self.b.conv(&format!("{name}.conv"), h, out, ConvGeometry::SAME_3X3)?
             };
         }
+        self.tap(format!("output_blocks.{}", first + cfg.layers_per_block), h);
         self.tap(block, h);
         Ok(h)
     }

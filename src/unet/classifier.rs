@@ -11,6 +11,13 @@ pub enum ClassifierPool {
     Spatial,
 }
 
+impl ClassifierConfig {
+    /// The parameters, in the order of a program's.
+    pub fn parameters(&self) -> Result<Vec<crate::graph::ParamSpec>, super::ConfigError> {
+        Err(super::ConfigError::Invalid { key: "classifier", detail: "not yet".into() })
+    }
+}
+
 /// A classifier of noisy images.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ClassifierConfig {

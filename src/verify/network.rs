@@ -21,6 +21,15 @@ fn read(exe: &dyn Executable, value: ValueId) -> Result<Vec<f64>, BackendError> 
     })
 }
 
+/// `b`'s channels behind `a`'s, pixel by pixel.
+pub(super) fn join_channels(a: &[f32], a_channels: usize, b: &[f32], b_channels: usize) -> Vec<f32> {
+    if b_channels == 0 {
+        return a.to_vec();
+    }
+    let pixels = a.chunks(a_channels).zip(b.chunks(b_channels));
+    pixels.flat_map(|(a, b)| [a, b].concat()).collect()
+}
+
 /// Runs the network on the inputs of a forward check.
 fn run_forward(
     case: &Case,
@@ -28,7 +37,10 @@ fn run_forward(
     backend: &dyn Backend,
     taps: bool,
 ) -> Result<(Box<dyn Executable>, ForwardProgram), VerifyError> {
-    let ([n, _, h, w], x) = check.images("sample")?;
+    let ([n, c, h, w], mut x) = check.images("sample")?;
+    if check.has_input("low_res") {
+        x = join_channels(&x, c, &check.condition((h, w))?, case.config()?.condition_channels);
+    }
     let program = ForwardProgram::new(case.config()?, Batch { n, h, w }, taps)?;
     let mut exe = backend.compile(program.plan.clone())?;
     case.load(exe.as_mut())?;
@@ -77,16 +89,16 @@ pub(super) fn activations(case: &Case, check: Check, backend: &dyn Backend) -> R
 }
 
 /// A run of a step table on the case's model.
-struct Run<'a> {
-    case: &'a Case,
-    check: Check<'a>,
-    backend: &'a dyn Backend,
-    guidance: Option<Guidance>,
+pub(super) struct Run<'a> {
+    pub case: &'a Case,
+    pub check: Check<'a>,
+    pub backend: &'a dyn Backend,
+    pub guidance: Option<Guidance>,
 }
 
 /// Classifier-free guidance of a check.
 #[derive(Deserialize)]
-struct Guidance {
+pub(super) struct Guidance {
     scale: f64,
     null_class: u32,
 }
@@ -117,6 +129,9 @@ impl Run<'_> {
         let mut exe = self.backend.compile(program.plan.clone())?;
         self.case.load(exe.as_mut())?;
         exe.write_f32(program.x, &x)?;
+        if let Some(condition) = program.condition {
+            exe.write_f32(condition, &self.check.condition((h, w))?)?;
+        }
         match (&self.guidance, program.class) {
             (Some(guidance), Some(class)) => {
                 let (_, labels) = self.check.input("class_labels")?;
@@ -143,7 +158,7 @@ impl Run<'_> {
     }
 
     /// As [`Run::steps`], and compares what the case has of the way.
-    fn compared(
+    pub fn compared(
         &self,
         table: StepTable,
         start: ([usize; 4], Vec<f32>),
@@ -172,7 +187,12 @@ impl Run<'_> {
 
     /// The network is asked at the recorded times, as far as f32 holds them.
     fn check_times(&self, table: &StepTable) -> Result<(), VerifyError> {
-        let expected: Vec<f64> = self.check.get("timesteps")?;
+        let key = if self.check.value("timesteps").is_array() { "timesteps" } else { "model_timesteps" };
+        // Left out where they are those of the whole chain.
+        if self.check.value(key).is_null() {
+            return Ok(());
+        }
+        let expected: Vec<f64> = self.check.get(key)?;
         let visited: Vec<f64> = table.rows.iter().map(|r| f64::from(r.timestep)).collect();
         let same = |(v, e): (&f64, &f64)| (v - e).abs() <= 1e-6 * e.abs().max(1.0);
         if visited.len() != expected.len() || !visited.iter().zip(&expected).all(same) {

@@ -108,10 +108,6 @@ impl Flags {
         self.values.get(key).is_some_and(|value| !value.is_null() && value.as_str() != Some(""))
     }
 
-    /// Whether any flag is given whose name starts so.
-    pub(super) fn has_any(&self, prefix: &str) -> bool {
-        self.values.keys().any(|key| key.starts_with(prefix))
-    }
 
     /// A switch.
     pub(super) fn switch(&self, key: &str, default: bool) -> Result<bool, ModelError> {

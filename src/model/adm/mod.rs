@@ -38,6 +38,14 @@ impl Flags {
         translate::network(self)
     }
 
+    /// The factor of the network's timesteps, and the noise schedule with sampling as the scripts do it.
+    ///
+    /// # Errors
+    /// [`ModelError::Flags`], naming the flag.
+    pub fn schedule(&self) -> Result<(f64, SchedulerConfig), ModelError> {
+        translate::scheduler(self, self.switch("learn_sigma", false)?)
+    }
+
     /// The classifier that the flags describe.
     ///
     /// # Errors

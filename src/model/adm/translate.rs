@@ -194,7 +194,7 @@ fn attention(flags: &Flags, key: &str, default: &str) -> Result<Vec<f64>, ModelE
 }
 
 /// The factor of the timesteps, and the noise schedule with sampling as the scripts do it.
-fn scheduler(flags: &Flags, learn_sigma: bool) -> Result<(f64, SchedulerConfig), ModelError> {
+pub(super) fn scheduler(flags: &Flags, learn_sigma: bool) -> Result<(f64, SchedulerConfig), ModelError> {
     let steps = flags.count("diffusion_steps", 1000)?;
     let betas = match flags.text("noise_schedule", "linear").as_str() {
         "linear" => BetaConfig::adm_linear(steps),
