@@ -1,5 +1,25 @@
 //! From the values of a model to the grey levels of a picture.
 
+/// How a model's values become bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Levels {
+    /// By [`to_byte`]: diffusers.
+    #[default]
+    Rounded,
+    /// By [`to_byte_truncated`]: guided-diffusion.
+    Truncated,
+}
+
+impl Levels {
+    /// The byte of a value.
+    pub fn byte(self, value: f32) -> u8 {
+        match self {
+            Self::Rounded => to_byte(value),
+            Self::Truncated => to_byte_truncated(value),
+        }
+    }
+}
+
 /// A model's value in [-1, 1] as a byte, as diffusers has it: 255 * clamp(x / 2 + 1/2, 0, 1), rounded half to even. NaN
 /// becomes 0.
 pub fn to_byte(value: f32) -> u8 {

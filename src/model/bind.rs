@@ -6,6 +6,7 @@ use super::ModelError;
 use crate::backend::{Executable, Store};
 use crate::graph::{ParamId, ParamPart, ParamSpec};
 use crate::io::{TensorView, WeightSource, nearest_name};
+use crate::unet::CLASSIFIER_PREFIX;
 
 /// Names of the attention's projections before diffusers 0.15.
 const LEGACY: [(&str, &str); 4] =
@@ -107,13 +108,31 @@ pub fn read_weights(params: &[ParamSpec], source: &WeightSource) -> Result<Vec<V
         .collect()
 }
 
-/// Loads a weights file into an executable.
+/// Loads a weights file into an executable: all parameters but those of a classifier that guides.
 ///
 /// # Errors
 /// As [`read_weights`].
 pub fn bind_weights(exe: &mut dyn Executable, source: &WeightSource) -> Result<(), ModelError> {
-    let params = exe.plan().graph().params().to_vec();
-    for (i, data) in read_weights(&params, source)?.iter().enumerate() {
+    bind(exe, source, |spec| !spec.name.starts_with(CLASSIFIER_PREFIX))
+}
+
+/// Loads the weights of a classifier into an executable: its parameters alone.
+///
+/// # Errors
+/// As [`read_weights`].
+pub fn bind_classifier(exe: &mut dyn Executable, source: &WeightSource) -> Result<(), ModelError> {
+    bind(exe, source, |spec| spec.name.starts_with(CLASSIFIER_PREFIX))
+}
+
+fn bind(
+    exe: &mut dyn Executable,
+    source: &WeightSource,
+    belongs: impl Fn(&ParamSpec) -> bool,
+) -> Result<(), ModelError> {
+    let all = exe.plan().graph().params();
+    let (places, params): (Vec<usize>, Vec<ParamSpec>) =
+        all.iter().enumerate().filter(|(_, spec)| belongs(spec)).map(|(i, spec)| (i, spec.clone())).unzip();
+    for (i, data) in places.into_iter().zip(&read_weights(&params, source)?) {
         exe.write_param(Store::Params, ParamId::new(i), data)?;
     }
     Ok(())

@@ -2,6 +2,7 @@
 
 pub mod adm;
 mod bind;
+mod classifier;
 mod convert;
 mod folder;
 
@@ -9,7 +10,8 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
-pub use bind::{bind_weights, read_weights, unexpected_tensors, write_weights};
+pub use bind::{bind_classifier, bind_weights, read_weights, unexpected_tensors, write_weights};
+pub use classifier::ClassifierModel;
 pub use convert::{Converted, StoredAs, convert};
 pub use folder::{Lenient, ModelFolder, OpenOptions, open_network_leniently, read_config, save_model};
 

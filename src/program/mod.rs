@@ -1,11 +1,13 @@
 //! The graphs that the loops replay: one forward pass, one sampling step, one training step.
 
+mod classifier;
 mod forward;
 mod sampling;
 mod training;
 
+pub use classifier::ClassifierProgram;
 pub use forward::ForwardProgram;
-pub use sampling::{SamplingOptions, SamplingProgram};
+pub use sampling::{Guide, SamplingOptions, SamplingProgram};
 pub use training::{Given, TrainingInputs, TrainingOptions, TrainingProgram};
 
 use crate::graph::{DType, Graph, Op, ParamSpec, ValueId};

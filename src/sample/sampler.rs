@@ -95,9 +95,8 @@ impl Sampler {
         let table = Arc::new(StepTable::build(&options.scheduler, options.steps, options.eta)?);
         let batch = Batch { n: options.batch, h, w };
         let sampling = SamplingOptions {
-            table: Arc::clone(&table),
             guidance: guided.then_some(options.guidance),
-            noise: NoiseSource::Philox,
+            ..SamplingOptions::new(Arc::clone(&table), NoiseSource::Philox)
         };
         let program = SamplingProgram::new(&config, batch, &sampling)?;
         let mut exe = backend.compile(extend(program.plan.clone())?)?;

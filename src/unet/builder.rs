@@ -71,6 +71,28 @@ pub fn build(graph: &mut Graph, config: &UNetConfig, inputs: UNetInputs) -> Resu
     network.forward(inputs)
 }
 
+/// Appends the encoder and the middle block, with the last norm and its activation: what a classifier looks at.
+///
+/// # Errors
+/// As [`build`].
+pub(super) fn encode(graph: &mut Graph, config: &UNetConfig, x: ValueId, t: ValueId) -> Result<ValueId, ConfigError> {
+    config.validate()?;
+    let (h, w) = graph.shape(x).height_width();
+    config.check_size(h, w)?;
+    let mut network = Network { taps: Vec::new(), b: Builder::new(graph, config, None)?, config };
+    let inputs = UNetInputs { x, t, class: None, dropout: None };
+    let embedding = network.embedding(&inputs)?;
+    network.b.set_embedding(embedding)?;
+    let mut h = network.b.conv("conv_in", x, config.block_out_channels[0], ConvGeometry::SAME_3X3)?;
+    let mut skips = Vec::new();
+    for level in 0..config.block_out_channels.len() {
+        h = network.down(level, h, &mut skips)?;
+    }
+    h = network.middle(h)?;
+    h = network.b.norm("conv_norm_out", h, None, config.groups()?)?;
+    Ok(network.b.graph.silu(h)?)
+}
+
 struct Network<'a> {
     b: Builder<'a>,
     config: &'a UNetConfig,

@@ -2,7 +2,8 @@
 
 use std::fs;
 
-use serde::Deserialize;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use super::case::{Case, Check};
@@ -15,9 +16,11 @@ use crate::diffusion::{
     Clip, LossWeighting, Objective, Respaced, Schedule, SchedulerConfig, StepTable, TrainingObjective, Vlb,
 };
 use crate::io::FileError;
+use crate::layout::nhwc_to_nchw;
 use crate::levels::to_byte_truncated;
 use crate::model::adm::{Flags, file_tensors};
-use crate::program::{Batch, ForwardProgram, parameters};
+use crate::model::bind_classifier;
+use crate::program::{Batch, ClassifierProgram, ForwardProgram, parameters};
 
 /// The diffusion process of a check.
 struct Process {
@@ -60,7 +63,11 @@ pub(super) fn sample(case: &Case, check: Check, backend: &dyn Backend) -> Result
         other => return Err(check.error(format!("the sampler {other:?} is not known"))),
     };
     let noise = if check.has_input("noise") { Some(step_images(check, "noise")?) } else { None };
-    let run = Run { case, check, backend, guidance: None };
+    let guide = match check.value("guidance")["classifier_scale"].as_f64() {
+        Some(scale) => Some((case.classifier()?, scale)),
+        None => None,
+    };
+    let run = Run { case, check, backend, guidance: None, guide };
     let (x, worst) = run.compared(table, check.images(start)?, noise.as_deref())?;
     let tolerance = check.get("tol_rel_fp32")?;
     Ok(worst.worse(Measured::new(relative_error(&x, &check.output("x_0")?), tolerance, "x_0")))
@@ -161,13 +168,38 @@ pub(super) fn loss(case: &Case, check: Check, backend: &dyn Backend) -> Result<M
     losses(case, check, Loss { objective, network_times, scale }, backend)
 }
 
+/// The entries of a JSON object in their order.
+struct Ordered(Vec<(String, Vec<usize>)>);
+
+impl<'de> Deserialize<'de> for Ordered {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries;
+        impl<'de> Visitor<'de> for Entries {
+            type Value = Ordered;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object of shapes")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Ordered, A::Error> {
+                let mut entries = Vec::new();
+                while let Some(entry) = map.next_entry()? {
+                    entries.push(entry);
+                }
+                Ok(Ordered(entries))
+            }
+        }
+        deserializer.deserialize_map(Entries)
+    }
+}
+
 /// Names, shapes, order and number of the tensors of released networks.
 pub(super) fn topologies(case: &Case, check: Check) -> Result<Measured, VerifyError> {
     #[derive(Deserialize)]
     struct Topology {
         kind: String,
         flags: Value,
-        tensors: serde_json::Map<String, Value>,
+        tensors: Ordered,
         parameters: usize,
     }
     let file: String = check.get("file")?;
@@ -193,12 +225,8 @@ pub(super) fn topologies(case: &Case, check: Check) -> Result<Measured, VerifyEr
                 file_tensors(&config, &parameters(&config)?)
             }
         };
-        let expected: Vec<(&String, Vec<usize>)> = topology
-            .tensors
-            .iter()
-            .map(|(name, shape)| (name, serde_json::from_value(shape.clone()).unwrap_or_default()))
-            .collect();
-        let first = tensors.iter().zip(&expected).find(|((name, shape), (n, s))| name != *n || shape != s);
+        let expected = &topology.tensors.0;
+        let first = tensors.iter().zip(expected).find(|(actual, expected)| actual != expected);
         let parameters: usize = tensors.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
         if let Some(((actual, shape), (name, expected))) = first {
             differing.push(format!("{actual} {shape:?} instead of {name} {expected:?}"));
@@ -207,6 +235,32 @@ pub(super) fn topologies(case: &Case, check: Check) -> Result<Measured, VerifyEr
         }
     }
     Ok(Measured::new(differing.len() as f64, 0.5, differing.join(", ")))
+}
+
+/// Logits, the log-probability of a class, and its gradient with respect to the image.
+pub(super) fn classifier(case: &Case, check: Check, backend: &dyn Backend) -> Result<Measured, VerifyError> {
+    let model = case.classifier()?;
+    let ([n, c, h, w], x) = check.images("sample")?;
+    let program = ClassifierProgram::new(&model.config, Batch { n, h, w })?;
+    let mut exe = backend.compile(program.plan.clone())?;
+    bind_classifier(exe.as_mut(), &model.weights()?)?;
+    exe.write_f32(program.x, &x)?;
+    exe.write_f32(program.t, &check.input("timesteps")?.1.iter().map(|&t| t as f32).collect::<Vec<_>>())?;
+    let labels = check.input("class_labels")?.1;
+    exe.write_u32(program.values.label, &labels.iter().map(|&label| label as u32).collect::<Vec<_>>())?;
+    exe.run()?;
+    exe.finish()?;
+    let tolerance = check.get("tol_rel_fp32")?;
+    let gradient = nhwc_to_nchw(&exe.read_f64(program.values.gradient)?, [n, c, h, w]);
+    let mut worst = Measured::new(0.0, tolerance, "");
+    for (key, actual) in [
+        ("logits", exe.read_f64(program.values.logits)?),
+        ("log_prob", exe.read_f64(program.values.log_probability)?),
+        ("grad", gradient),
+    ] {
+        worst = worst.worse(Measured::new(relative_error(&actual, &check.output(key)?), tolerance, key));
+    }
+    Ok(worst)
 }
 
 /// Bytes of values; the error is the number of those that differ.

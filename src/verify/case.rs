@@ -12,7 +12,7 @@ use crate::diffusion::SchedulerConfig;
 use crate::io::{Alias, FileError, TensorData, TensorFile, WeightSource};
 use crate::layout::nchw_to_nhwc;
 use crate::model::adm::{Flags, QkvOrder, aliases};
-use crate::model::{Lenient, bind_weights, open_network_leniently};
+use crate::model::{ClassifierModel, Lenient, bind_weights, open_network_leniently};
 use crate::program::parameters;
 use crate::unet::{ClassEmbedding, UNetConfig};
 
@@ -94,11 +94,32 @@ impl Case {
         let Some(file) = self.json["checkpoints"]["unet"]["file"].as_str() else { return Ok(None) };
         let network = flags.network()?;
         self.order = Some(network.order);
-        // The recorded timesteps are what the network gets, scaled already.
-        let config = UNetConfig { timestep_scale: 1.0, ..network.config };
+        // The recorded timesteps are what the network gets, scaled already; gradients were recorded without dropout.
+        let config = UNetConfig { timestep_scale: 1.0, dropout: 0.0, ..network.config };
         let mut weights = WeightSource::open(&self.folder.join(file))?;
         weights.rename(&aliases(&config, network.order, &parameters(&config)?));
         Ok(Some((config, weights)))
+    }
+
+    /// The classifier of a case, told the times as they are recorded.
+    pub(super) fn classifier(&self) -> Result<ClassifierModel, VerifyError> {
+        let Some(file) = self.json["checkpoints"]["classifier"]["file"].as_str() else {
+            let path = self.golden.path().to_path_buf();
+            return Err(VerifyError::Format { path, problem: "no classifier".into() });
+        };
+        let mut classifier = ClassifierModel::with_flags(&self.folder.join(file), &self.flags()?)?;
+        classifier.config.encoder.timestep_scale = 1.0;
+        Ok(classifier)
+    }
+
+    /// What a submodule is called in the goldens.
+    pub(super) fn recorded_name<'n>(&self, tap: &'n str) -> &'n str {
+        match (self.order, tap) {
+            (Some(_), "time_embedding") => "time_embed",
+            (Some(_), "mid_block") => "middle_block",
+            (Some(_), "conv_norm_out") => "out.0",
+            _ => tap,
+        }
     }
 
     /// The rows and names that the gradients of parameters are recorded under.

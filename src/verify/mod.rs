@@ -157,6 +157,7 @@ fn report(case: &Case, check: case::Check, backend: &dyn Backend) -> CheckReport
         "train" => training::steps(case, check, backend),
         "vlb" if check.value("diffusion").is_object() => adm::bound(case, check, backend),
         "vlb" => tables::bound(check),
+        "classifier" => adm::classifier(case, check, backend),
         "loss" => adm::loss(case, check, backend),
         "topologies" => adm::topologies(case, check),
         "to_uint8" => adm::bytes(check),

@@ -10,7 +10,9 @@ use crate::backend::{Backend, BackendError, Executable};
 use crate::diffusion::{Churn, Compat, SchedulerConfig, StepTable};
 use crate::graph::{NoiseSource, ValueId};
 use crate::layout::{nchw_to_nhwc, nhwc_to_nchw};
-use crate::program::{Batch, ForwardProgram, SamplingOptions, SamplingProgram};
+use crate::levels::Levels;
+use crate::model::{ClassifierModel, bind_classifier};
+use crate::program::{Batch, ForwardProgram, Guide, SamplingOptions, SamplingProgram};
 
 /// A value of `[N, H, W, C]` as NCHW, or any other value as it is.
 fn read(exe: &dyn Executable, value: ValueId) -> Result<Vec<f64>, BackendError> {
@@ -71,7 +73,7 @@ pub(super) fn activations(case: &Case, check: Check, backend: &dyn Backend) -> R
     let mut worst = Measured::new(0.0, tolerance, "");
     let mut compared = 0;
     for (name, value) in &program.taps {
-        let golden = format!("dbg.{name}");
+        let golden = format!("dbg.{}", case.recorded_name(name));
         if !recorded.contains(&golden) {
             continue;
         }
@@ -94,6 +96,8 @@ pub(super) struct Run<'a> {
     pub check: Check<'a>,
     pub backend: &'a dyn Backend,
     pub guidance: Option<Guidance>,
+    /// A classifier and its scale.
+    pub guide: Option<(ClassifierModel, f64)>,
 }
 
 /// Classifier-free guidance of a check.
@@ -124,10 +128,20 @@ impl Run<'_> {
             table: Arc::new(table),
             guidance: self.guidance.as_ref().map(|guidance| guidance.scale),
             noise: if noise.is_some() { NoiseSource::Given } else { NoiseSource::Philox },
+            levels: Levels::Rounded,
+            classifier: self.guide.as_ref().map(|(classifier, scale)| Guide {
+                config: classifier.config.clone(),
+                scale: *scale,
+            }),
         };
         let program = SamplingProgram::new(self.case.config()?, Batch { n, h, w }, &options)?;
         let mut exe = self.backend.compile(program.plan.clone())?;
         self.case.load(exe.as_mut())?;
+        if let (Some((classifier, _)), Some(label)) = (&self.guide, program.guide_label) {
+            bind_classifier(exe.as_mut(), &classifier.weights()?)?;
+            let (_, labels) = self.check.input("class_labels")?;
+            exe.write_u32(label, &labels.iter().map(|&label| label as u32).collect::<Vec<_>>())?;
+        }
         exe.write_f32(program.x, &x)?;
         if let Some(condition) = program.condition {
             exe.write_f32(condition, &self.check.condition((h, w))?)?;
@@ -226,7 +240,7 @@ pub(super) fn sample(case: &Case, check: Check, backend: &dyn Backend) -> Result
     let eta = check.value("eta").as_f64().unwrap_or(0.0);
     let table = StepTable::build(&scheduler, check.get("num_inference_steps")?, eta)?;
     let guidance = if check.value("guidance").is_object() { Some(check.get("guidance")?) } else { None };
-    let run = Run { case, check, backend, guidance };
+    let run = Run { case, check, backend, guidance, guide: None };
     let noise = if check.has_input("noise") { Some(step_images(check, "noise")?) } else { None };
     let (x, worst) = run.compared(table, check.images("x_T")?, noise.as_deref())?;
     let tolerance = check.get("tol_rel_fp32")?;
@@ -237,7 +251,7 @@ pub(super) fn sample(case: &Case, check: Check, backend: &dyn Backend) -> Result
 pub(super) fn invert(case: &Case, check: Check, backend: &dyn Backend) -> Result<Measured, VerifyError> {
     let scheduler = sampler(check)?;
     let steps = check.get("num_inference_steps")?;
-    let run = Run { case, check, backend, guidance: None };
+    let run = Run { case, check, backend, guidance: None, guide: None };
     let (shape, image) = check.images("x_0")?;
     let (latent, worst) = run.compared(StepTable::build(&scheduler, steps, 0.0)?, (shape, image), None)?;
     let start: Vec<f32> = latent.iter().map(|&v| v as f32).collect();

@@ -3,7 +3,7 @@
 
 use crate::graph::{ParamPart, ParamSpec};
 use crate::io::{Alias, RowBlocks};
-use crate::unet::{UNetConfig, UpBlock};
+use crate::unet::{CLASSIFIER_PREFIX, UNetConfig, UpBlock};
 
 /// Which rows of `qkv` belong to a head.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -40,7 +40,8 @@ const SINGLE: [(&str, &str); 6] = [
     ("conv_out", "out.2"),
 ];
 
-/// The tensor of a file for every part of `params`, which are those of a network of this configuration.
+/// The tensor of a file for every part of `params`, which are those of a network of this configuration, or of a classifier
+/// with this encoder.
 pub fn aliases(config: &UNetConfig, order: QkvOrder, params: &[ParamSpec]) -> Vec<Alias> {
     let parts = params.iter().flat_map(|spec| &spec.parts);
     parts
@@ -94,6 +95,7 @@ fn rows(config: &UNetConfig, order: QkvOrder, part: &ParamPart, which: usize) ->
 
 /// The name in a file of a tensor that is called `name` here; names that are the same in both stay.
 fn own_name(config: &UNetConfig, name: &str) -> String {
+    let name = name.strip_prefix(CLASSIFIER_PREFIX).unwrap_or(name);
     if let Some((ours, theirs)) = SINGLE.iter().find(|(ours, _)| name.strip_prefix(ours).is_some_and(is_leaf)) {
         return name.replacen(ours, theirs, 1);
     }

@@ -117,9 +117,8 @@ pub(super) fn classifier(flags: &Flags) -> Result<ClassifierConfig, ModelError> 
     };
     let pool = match flags.text("classifier_pool", "attention").as_str() {
         "attention" => ClassifierPool::Attention,
-        "spatial" => ClassifierPool::Spatial,
         other => {
-            let problem = format!("classifier_pool = {other:?} is not supported; supported: attention, spatial");
+            let problem = format!("classifier_pool = {other:?} is not supported; supported: attention");
             return Err(flags.refused(problem));
         }
     };
