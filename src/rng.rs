@@ -25,6 +25,8 @@ pub enum Stream {
     BoundNoise,
     /// Initial weights; the sample index is the parameter's.
     Weights,
+    /// Noise that editing an image adds beside the steps; the step index counts its draws.
+    EditNoise,
     /// Dropout layer of a network.
     Dropout(u32),
 }
@@ -40,6 +42,7 @@ impl Stream {
             Stream::LabelDrop => 5,
             Stream::BoundNoise => 6,
             Stream::Weights => 7,
+            Stream::EditNoise => 8,
             Stream::Dropout(layer) => 256 + layer,
         }
     }

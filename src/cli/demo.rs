@@ -157,7 +157,7 @@ fn pictures(args: &Args, model: &ModelFolder, names: &[String], backend: &dyn Ba
 fn bound(model: &ModelFolder, data: &dyn Dataset, backend: &dyn Backend, quiet: bool) -> Result<Summary> {
     let options = EvaluateOptions { images: EVALUATED.0, strata: Some(EVALUATED.1), batch: 128, seed: 0 };
     let mut progress = Progress::new("bits/dim", "evals", 0, (EVALUATED.0 * (EVALUATED.1 + 1)) as u64, quiet);
-    let bounds = evaluate(model, data, &options, backend, &mut |done, _| progress.at(done as u64, ""))?;
+    let evaluation = evaluate(model, data, &options, backend, &mut |done, _| progress.at(done as u64, ""))?;
     progress.finish();
-    Ok(Summary::of(&bounds))
+    Ok(Summary::of(&evaluation.images))
 }

@@ -39,6 +39,14 @@ pub(super) enum Arithmetic {
 }
 
 impl Arithmetic {
+    /// Name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 | Self::Bf16 => self.precision().name(),
+            Self::Fp8 => "fp8",
+        }
+    }
+
     /// What is not quantised is computed in this.
     pub fn precision(self) -> Precision {
         match self {

@@ -6,9 +6,11 @@ mod compare_fp8;
 mod convert;
 mod demo;
 mod device;
+mod edit;
 mod explain;
 mod info;
 mod interrupt;
+mod join;
 mod memory;
 mod model;
 mod network;
@@ -51,6 +53,10 @@ enum Command {
     Train(train::Args),
     /// Draw samples from a model folder.
     Sample(sample::Args),
+    /// Edit images: inpaint, img2img, interpolate, reconstruct.
+    Edit(edit::Args),
+    /// Join the outputs of `sample --shard` to the one that a single run would have written.
+    Join(join::Args),
     /// Bits per dimension of a model on data, with the terms of the bound.
     Nll(nll::Args),
     /// Replay golden cases and compare with what they recorded.
@@ -76,6 +82,8 @@ pub fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args, cli.quiet),
         Command::Train(args) => train::run(&args, cli.quiet),
         Command::Sample(args) => sample::run(&args, cli.quiet),
+        Command::Edit(args) => edit::run(&args, cli.quiet),
+        Command::Join(args) => join::run(&args, cli.quiet),
         Command::Nll(args) => nll::run(&args, cli.quiet),
         Command::Info(args) => info::run(&args),
         Command::Explain(args) => explain::run(&args),

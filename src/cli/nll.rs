@@ -1,5 +1,6 @@
 //! `warpdiff nll`: bits per dimension.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -10,7 +11,8 @@ use super::device::DeviceArgs;
 use super::model::ModelArgs;
 use super::progress::Progress;
 use crate::data::{self, OpenOptions, Split};
-use crate::evaluate::{EvaluateOptions, ImageBound, evaluate, mean_and_error};
+use crate::evaluate::{Estimate, EvaluateOptions, Evaluation, ImageBound, TimestepTerms, evaluate};
+use crate::io::curves::{Curves, Panel};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum SplitArg {
@@ -41,7 +43,10 @@ pub(super) struct Args {
     split: SplitArg,
     #[command(flatten)]
     device: DeviceArgs,
-    /// Print the result as JSON.
+    /// Draw the terms over the timesteps: bits/dim, errors of eps and of x_0.
+    #[arg(long, value_name = "FILE.png")]
+    plot: Option<PathBuf>,
+    /// Print the result as JSON, with the terms of every timestep.
     #[arg(long)]
     json: bool,
 }
@@ -52,6 +57,8 @@ pub(super) struct Summary {
     images: usize,
     pub bits_per_dim: f64,
     standard_error: f64,
+    /// Of 95% confidence, over images.
+    interval_95: Option<(f64, f64)>,
     l_t: f64,
     l_diffusion: f64,
     l_0: f64,
@@ -63,12 +70,13 @@ pub(super) struct Summary {
 
 impl Summary {
     pub fn of(bounds: &[ImageBound]) -> Self {
-        let mean = |f: fn(&ImageBound) -> f64| mean_and_error(bounds.iter().map(f)).0;
-        let (bits_per_dim, standard_error) = mean_and_error(bounds.iter().map(ImageBound::total));
+        let mean = |f: fn(&ImageBound) -> f64| Estimate::of(bounds.iter().map(f)).mean;
+        let total = Estimate::of(bounds.iter().map(ImageBound::total));
         Self {
             images: bounds.len(),
-            bits_per_dim,
-            standard_error,
+            bits_per_dim: total.mean,
+            standard_error: total.standard_error,
+            interval_95: total.interval_95,
             l_t: mean(|b| b.prior),
             l_diffusion: mean(|b| b.diffusion),
             l_0: mean(|b| b.decoder),
@@ -80,7 +88,13 @@ impl Summary {
 
     /// The decomposition, one term a line.
     pub fn print(&self) {
-        println!("bits/dim  {:.4} +- {:.4} ({} images)", self.bits_per_dim, self.standard_error, self.images);
+        match self.interval_95 {
+            Some((low, high)) => println!(
+                "bits/dim  {:.4} (95% interval over {} images: {low:.4} to {high:.4})",
+                self.bits_per_dim, self.images
+            ),
+            None => println!("bits/dim  {:.4} (one image)", self.bits_per_dim),
+        }
         println!("  L_T             {:<10.3e} how far x_T is from the prior", self.l_t);
         println!("  L_1..L_(T-1)    {:<10.4} rate", self.l_diffusion);
         println!(
@@ -89,6 +103,50 @@ impl Summary {
         );
         println!("mean squared error: eps {:.6}, x_0 {:.6}", self.eps_mse, self.x0_mse);
     }
+}
+
+/// Everything that `--json` prints.
+#[derive(Serialize)]
+struct Report<'a> {
+    #[serde(flatten)]
+    summary: Summary,
+    timesteps: &'a [TimestepTerms],
+}
+
+/// Lines of the table.
+const LINES: usize = 10;
+
+/// The terms, a tenth of the timesteps a line: sums of bits, means of errors.
+fn print_timesteps(timesteps: &[TimestepTerms]) {
+    println!("{:>11}  {:>10}  {:>10}  {:>11}  {:>10}", "timesteps", "mean L_t", "eps MSE", "implied eps", "x_0 MSE");
+    for group in timesteps.chunks(timesteps.len().div_ceil(LINES)) {
+        let (Some(first), Some(last)) = (group.first(), group.last()) else { continue };
+        let mean = |f: fn(&TimestepTerms) -> f64| group.iter().map(f).sum::<f64>() / group.len() as f64;
+        println!(
+            "{:>11}  {:>10.3e}  {:>10.3e}  {:>11.3e}  {:>10.3e}",
+            format!("{}..{}", first.t, last.t),
+            mean(|t| t.bits_per_dim),
+            mean(|t| t.eps_mse),
+            mean(|t| t.implied_eps_mse),
+            mean(|t| t.x0_mse),
+        );
+    }
+}
+
+fn plot(path: &std::path::Path, model: &str, evaluation: &Evaluation) -> Result<()> {
+    let summary = Summary::of(&evaluation.images);
+    let curve = |f: fn(&TimestepTerms) -> f64| evaluation.timesteps.iter().map(|t| (t.t as f64, f(t))).collect();
+    let panel = |name, points| Panel { name, points, log_y: true };
+    let curves = Curves {
+        title: format!("{model}: {:.4} bits/dim over {} images", summary.bits_per_dim, summary.images),
+        x_name: "timestep",
+        panels: vec![
+            panel("L_t in bits/dim", curve(|t| t.bits_per_dim)),
+            panel("MSE of eps", curve(|t| t.eps_mse)),
+            panel("MSE of x_0", curve(|t| t.x0_mse)),
+        ],
+    };
+    Ok(curves.write_png(path)?)
 }
 
 pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
@@ -107,7 +165,7 @@ pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
         seed: args.seed,
     };
     let mut progress = None;
-    let bounds = evaluate(&model, data.as_ref(), &options, backend.as_ref(), &mut |done, total| {
+    let evaluation = evaluate(&model, data.as_ref(), &options, backend.as_ref(), &mut |done, total| {
         progress
             .get_or_insert_with(|| Progress::new("evaluating", "evals", 0, total as u64, quiet || args.json))
             .at(done as u64, "");
@@ -115,11 +173,16 @@ pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
     if let Some(p) = &progress {
         p.finish();
     }
-    let summary = Summary::of(&bounds);
+    if let Some(path) = &args.plot {
+        let name = args.model.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        plot(path, &name, &evaluation)?;
+    }
+    let summary = Summary::of(&evaluation.images);
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&summary)?);
+        println!("{}", serde_json::to_string_pretty(&Report { summary, timesteps: &evaluation.timesteps })?);
     } else {
         summary.print();
+        print_timesteps(&evaluation.timesteps);
     }
     Ok(ExitCode::SUCCESS)
 }

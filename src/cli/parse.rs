@@ -2,6 +2,7 @@
 
 use serde::de::DeserializeOwned;
 
+use super::sample::Shard;
 use crate::diffusion::{BetaSchedule, PredictionType};
 use crate::sample::LabelChoice;
 
@@ -27,4 +28,13 @@ pub(super) fn label(text: &str) -> Result<LabelChoice, String> {
         return Ok(LabelChoice::Balanced);
     }
     text.parse().map(LabelChoice::Only).map_err(|_| format!("{text:?} is neither a class number nor \"balanced\""))
+}
+
+/// A part of a run, `2/8`.
+pub(super) fn shard(text: &str) -> Result<Shard, String> {
+    let parts = text.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
+    match parts {
+        Some((index, count)) if 1 <= index && index <= count => Ok(Shard { index, count }),
+        _ => Err(format!("{text:?} is no shard; of eight they are 1/8, 2/8, .. 8/8")),
+    }
 }

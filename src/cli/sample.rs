@@ -1,5 +1,7 @@
 //! `warpdiff sample`.
 
+mod stream;
+
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -15,13 +17,17 @@ use super::{interrupt, parse};
 use crate::diffusion::{Algorithm, Compat, SamplerKind, SchedulerConfig};
 use crate::io::gif::{Timing, write_gif};
 use crate::io::grid::{GridStyle, draw_grid};
-use crate::io::sink::{OutputKind, SampleShape, open_sink};
+use crate::io::provenance::Provenance;
+use crate::io::sink::OutputKind;
 use crate::io::{Canvas, ImageBatch};
 use crate::model::ModelFolder;
 use crate::sample::{
     CALIBRATION_SAMPLES, CALIBRATION_STEPS, LabelChoice, SampleError, SampleOptions, Sampler, calibrate,
 };
 use crate::train::TrainingState;
+use stream::{End, stream};
+
+pub(super) use stream::Shard;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum SamplerArg {
@@ -92,6 +98,12 @@ pub(super) struct Args {
     /// denoising), or none for a folder of PNGs.
     #[arg(long, default_value = "samples.png")]
     out: PathBuf,
+    /// Go on with an interrupted run of the same options, if there is one.
+    #[arg(long)]
+    resume: bool,
+    /// Make only part I of N parts, counted from 1, as OUT.shard-I-of-N; `join` puts them together.
+    #[arg(long, value_name = "I/N", value_parser = parse::shard)]
+    shard: Option<Shard>,
     #[command(flatten)]
     device: DeviceArgs,
     /// Print a summary as JSON.
@@ -114,6 +126,18 @@ pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
     if drawn && args.num > MAX_DRAWN {
         bail!("{} samples do not fit one picture; use .npz or a folder for more than {MAX_DRAWN}", args.num);
     }
+    if drawn && (args.resume || args.shard.is_some()) {
+        bail!(
+            "one picture is drawn in one piece; --resume and --shard need an .npz, a .safetensors or a folder as --out"
+        );
+    }
+    let (range, out) = match args.shard {
+        Some(shard) => (shard.range(args.num), shard.name(&args.out)),
+        None => (0..args.num, args.out.clone()),
+    };
+    if range.is_empty() {
+        bail!("--num {} leaves nothing for this shard; ask for fewer shards", args.num);
+    }
     let device = args.device.open()?;
     interrupt::listen()?;
     let model = args.model.open()?;
@@ -130,7 +154,7 @@ pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
         seed: args.seed,
         labels: args.label,
         guidance: args.guidance,
-        batch: batch_size(args, &model, kind)?,
+        batch: batch_size(args, range.len(), &model, kind)?,
     };
     let backend = device.calibrated(|bf16| {
         let scales = calibrate(&model, &options, bf16)?;
@@ -142,35 +166,47 @@ pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
         }
         Ok(scales)
     })?;
+    let settings = options.settings(&model, args.num, backend.name(), args.device.precision.name())?;
     let mut sampler = Sampler::new(&model, options, backend.as_ref())?;
     let names = TrainingState::read(&args.model.path)?.map(|s| s.dataset.class_names).filter(|n| !n.is_empty());
     let begin = Instant::now();
-    let done = match kind {
-        OutputKind::Animation => animate(args, &mut sampler, names.as_deref(), quiet)?,
+    let samples = range.len();
+    let drawn = |done| if done { End::Complete(samples) } else { End::Interrupted("nothing was written".into()) };
+    let end = match kind {
+        OutputKind::Animation => drawn(animate(args, &mut sampler, names.as_deref(), quiet)?),
         OutputKind::Grid => {
             let pictures = draw_all(args, &mut sampler, quiet)?;
             if let Some(pictures) = &pictures {
                 let labels = sampler.labels(0..args.num)?;
-                grid(&args.out, pictures, &sampler, labels.as_deref(), names.as_deref(), None)?.write_png(&args.out)?;
+                let origin = Provenance { settings, range }.to_json();
+                grid(&args.out, pictures, &sampler, labels.as_deref(), names.as_deref(), None)?
+                    .write_png_with(&args.out, Some(&origin))?;
             }
-            pictures.is_some()
+            drawn(pictures.is_some())
         }
-        OutputKind::Npz | OutputKind::Tensors | OutputKind::Folder => stream(args, kind, &mut sampler, quiet)?,
+        OutputKind::Npz | OutputKind::Tensors | OutputKind::Folder => {
+            stream(args, &out, range, settings, &mut sampler, quiet)?
+        }
     };
-    if !done {
-        eprintln!("interrupted: nothing was written");
-        return Ok(ExitCode::from(interrupt::INTERRUPTED));
-    }
+    let drawn = match end {
+        End::Complete(drawn) => drawn,
+        End::Interrupted(what) => {
+            eprintln!("interrupted: {what}");
+            return Ok(ExitCode::from(interrupt::INTERRUPTED));
+        }
+    };
     let seconds = begin.elapsed().as_secs_f64();
-    let rate = args.num as f64 / seconds;
+    let rate = drawn as f64 / seconds;
     if args.json {
         let summary = serde_json::json!({
-            "samples": args.num, "steps": sampler.steps(), "batch": sampler.batch(), "seed": args.seed,
-            "seconds": seconds, "img_s": rate, "out": args.out,
+            "samples": samples, "drawn": drawn, "steps": sampler.steps(), "batch": sampler.batch(), "seed": args.seed,
+            "seconds": seconds, "img_s": rate, "out": out,
         });
         println!("{summary}");
+    } else if !quiet && drawn == 0 {
+        eprintln!("{} is complete already: nothing to do", out.display());
     } else if !quiet {
-        eprintln!("{} samples in {seconds:.1} s ({rate:.1} img/s) -> {}", args.num, args.out.display());
+        eprintln!("{drawn} samples in {seconds:.1} s ({rate:.1} img/s) -> {}", out.display());
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -201,7 +237,7 @@ fn scheduler(args: &Args, model: &ModelFolder) -> Result<SchedulerConfig> {
 }
 
 /// The batch that was asked for, or one of about 16,000 pixels; split so that the last batch is as full as the others.
-fn batch_size(args: &Args, model: &ModelFolder, kind: OutputKind) -> Result<usize> {
+fn batch_size(args: &Args, samples: usize, model: &ModelFolder, kind: OutputKind) -> Result<usize> {
     if kind == OutputKind::Animation {
         return Ok(args.num);
     }
@@ -210,24 +246,25 @@ fn batch_size(args: &Args, model: &ModelFolder, kind: OutputKind) -> Result<usiz
     if batch == 0 {
         bail!("--batch 0: at least one sample must be computed at a time");
     }
-    let batches = args.num.div_ceil(batch);
-    Ok(args.num.div_ceil(batches))
+    let batches = samples.div_ceil(batch);
+    Ok(samples.div_ceil(batches))
 }
 
 /// [`Sampler::draw`] or [`Sampler::draw_pictures`].
 type Draw<T> = fn(&mut Sampler, Range<usize>, &mut dyn FnMut(usize) -> bool) -> Result<Vec<T>, SampleError>;
 
-/// Draws one batch; `None` if somebody asked to stop.
+/// Draws one batch after `before` others of this run; `None` if somebody asked to stop.
 fn draw_batch<T>(
     sampler: &mut Sampler,
     draw: Draw<T>,
     indices: Range<usize>,
+    before: usize,
     progress: &mut Progress,
 ) -> Result<Option<Vec<T>>> {
     if interrupt::asked() {
         return Ok(None);
     }
-    let done = indices.start * sampler.steps();
+    let done = before * sampler.steps();
     let count = indices.len();
     let images = draw(sampler, indices, &mut |step| {
         progress.at((done + step * count) as u64, "");
@@ -253,8 +290,9 @@ fn unless_stopped<T>(result: Result<T, SampleError>) -> Result<Option<T>> {
 fn draw_all(args: &Args, sampler: &mut Sampler, quiet: bool) -> Result<Option<Vec<u8>>> {
     let mut progress = progress(args, sampler, quiet);
     let mut pictures = Vec::new();
-    for indices in batches(args.num, sampler.batch()) {
-        let batch = draw_batch(sampler, Sampler::draw_pictures, indices, &mut progress)?;
+    for indices in batches(0..args.num, sampler.batch()) {
+        let before = indices.start;
+        let batch = draw_batch(sampler, Sampler::draw_pictures, indices, before, &mut progress)?;
         let Some(batch) = batch else { return Ok(None) };
         pictures.extend(batch);
     }
@@ -263,32 +301,9 @@ fn draw_all(args: &Args, sampler: &mut Sampler, quiet: bool) -> Result<Option<Ve
 }
 
 /// The samples of each batch.
-fn batches(count: usize, batch: usize) -> impl Iterator<Item = Range<usize>> {
-    (0..count).step_by(batch).map(move |first| first..count.min(first + batch))
-}
-
-/// Batch by batch into a file or a folder, tensors as floats and the others as bytes; false if somebody asked to stop.
-fn stream(args: &Args, kind: OutputKind, sampler: &mut Sampler, quiet: bool) -> Result<bool> {
-    let [channels, height, width] = sampler.image_shape();
-    let labelled = sampler.labels(0..1)?.is_some();
-    let shape = SampleShape { count: args.num, channels, height, width, labelled };
-    let mut sink = open_sink(&args.out, shape)?;
-    let mut progress = progress(args, sampler, quiet);
-    for indices in batches(args.num, sampler.batch()) {
-        let labels = sampler.labels(indices.clone())?;
-        if kind == OutputKind::Tensors {
-            let images = draw_batch(sampler, Sampler::draw, indices, &mut progress)?;
-            let Some(images) = images else { return Ok(false) };
-            sink.push(ImageBatch::new(&images, channels, height, width), labels.as_deref())?;
-        } else {
-            let pictures = draw_batch(sampler, Sampler::draw_pictures, indices, &mut progress)?;
-            let Some(pictures) = pictures else { return Ok(false) };
-            sink.push(ImageBatch::from_bytes(&pictures, channels, height, width), labels.as_deref())?;
-        }
-    }
-    sink.finish()?;
-    progress.finish();
-    Ok(true)
+fn batches(samples: Range<usize>, batch: usize) -> impl Iterator<Item = Range<usize>> {
+    let end = samples.end;
+    samples.step_by(batch).map(move |first| first..end.min(first + batch))
 }
 
 /// A grid of pictures with the names of their classes; nearly square unless `columns` says otherwise.

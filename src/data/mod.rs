@@ -19,6 +19,7 @@ pub use error::{DataError, KINDS};
 pub use folder::ImageFolder;
 pub use idx::IdxDataset;
 pub use order::dataset_index;
+pub use picture::{PictureShape, read_picture};
 
 /// A set of images of equal size, with or without classes.
 pub trait Dataset: Send + Sync + fmt::Debug {

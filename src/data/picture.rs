@@ -65,9 +65,63 @@ pub(super) fn cut_and_scale(image: DynamicImage, height: usize, width: usize) ->
     cut.resize_exact(width as u32, height as u32, FilterType::CatmullRom)
 }
 
+/// Size and channels that a picture is to have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PictureShape {
+    /// 1 (grey) or 3 (RGB).
+    pub channels: usize,
+    /// Rows.
+    pub height: usize,
+    /// Columns.
+    pub width: usize,
+}
+
+/// The bytes of a PNG or JPEG, `[H, W, C]`. With `fit` it is cut, scaled and converted to the shape; without it must have it.
+///
+/// # Errors
+/// [`DataError::Picture`] if it cannot be decoded or has another shape; [`DataError::Os`].
+pub fn read_picture(path: &Path, shape: PictureShape, fit: bool) -> Result<Vec<u8>, DataError> {
+    let PictureShape { channels, height, width } = shape;
+    let picture = |problem: String| DataError::Picture { path: path.to_path_buf(), problem };
+    if !matches!(channels, 1 | 3) {
+        return Err(picture(format!(
+            "pictures have 1 or 3 channels, the model has {channels}; give its images as .npz"
+        )));
+    }
+    let ((actual_height, actual_width), actual_channels) = inspect(path)?;
+    if !fit && (actual_height, actual_width, actual_channels) != (height, width, channels) {
+        let said = |channels| if channels == 1 { "grey" } else { "RGB" };
+        return Err(picture(format!(
+            "it has {actual_height} x {actual_width} pixels in {}, the model {height} x {width} in {}; give another, or add \
+             --fit to cut, scale and convert it",
+            said(actual_channels),
+            said(channels)
+        )));
+    }
+    let image = decode(path)?;
+    let image = if fit { cut_and_scale(image, height, width) } else { image };
+    Ok(if channels == 1 { image.into_luma8().into_raw() } else { image.into_rgb8().into_raw() })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_picture_has_the_shape_or_is_made_to() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("a.png");
+        image::RgbImage::from_fn(6, 3, |x, y| image::Rgb([(x * 40) as u8, (y * 100) as u8, 7])).save(&path).unwrap();
+        let shape = PictureShape { channels: 3, height: 3, width: 6 };
+        let bytes = read_picture(&path, shape, false).unwrap();
+        assert_eq!((bytes.len(), &bytes[(6 + 2) * 3..(6 + 3) * 3]), (54, &[80, 100, 7][..]));
+        for other in [PictureShape { channels: 1, ..shape }, PictureShape { width: 3, ..shape }] {
+            let text = read_picture(&path, other, false).unwrap_err().to_string();
+            assert!(text.contains("3 x 6 pixels in RGB") && text.contains("--fit"), "{text}");
+            assert_eq!(read_picture(&path, other, true).unwrap().len(), other.channels * 3 * other.width);
+        }
+        assert!(read_picture(&path, PictureShape { channels: 4, ..shape }, true).is_err());
+    }
 
     #[test]
     fn a_header_that_lies_about_its_size_is_refused_before_allocation() {

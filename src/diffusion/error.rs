@@ -55,6 +55,9 @@ pub enum DiffusionError {
          prediction: set set_alpha_to_one to false, or use trailing spacing"
     )]
     SampleAtCleanLevel,
+    /// RePaint that never moves.
+    #[error("a jump length or a number of resamplings of 0 is no walk; both are at least 1")]
+    EmptyWalk,
     /// Options that exclude one another.
     #[error("{0}")]
     Options(String),

@@ -13,6 +13,8 @@
 //! | [`step_table`] | one row of scalars per sampling step, for every sampler | |
 //! | [`ancestral`], [`ddim`], [`dpm_solver`], [`dpm_singlestep`], [`unipc`], [`euler`] | the rows of each sampler | 2006.11239, 2010.02502, 2211.01095, 2302.04867, 2206.00364 |
 //! | [`levels`] | the noise levels that the last four visit | 2206.00364 |
+//! | [`repaint`] | the walk of RePaint over the levels, for inpainting | 2201.09865 |
+//! | [`interpolation`] | between two latents | |
 //! | [`clip`] | clipping and dynamic thresholding of the x_0 estimate | 2205.11487 |
 //! | [`decoder`], [`vlb`] | the variational bound in bits per dimension, and its gradient | 2006.11239, 2102.09672 |
 //! | [`loss`] | training objectives and per-timestep weights | 2102.09672, 2303.09556 |
@@ -34,11 +36,13 @@ pub mod dpm_solver;
 pub mod error;
 pub mod euler;
 pub mod forward;
+pub mod interpolation;
 pub mod levels;
 pub mod loss;
 pub mod objective;
 pub mod parameterization;
 pub mod posterior;
+pub mod repaint;
 pub mod respacing;
 pub mod schedule;
 pub mod step_table;

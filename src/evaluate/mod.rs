@@ -4,6 +4,8 @@
 //! each of that many parts of 1..T and weighted with the part's size. That is unbiased, and exact when there are as many
 //! parts as timesteps. Parts grow with t, since the terms of small t are the large ones.
 
+mod terms;
+
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -17,6 +19,8 @@ use crate::model::{ModelError, ModelFolder, bind_weights};
 use crate::program::{Batch, ForwardProgram};
 use crate::rng::{Sequence, Stream};
 use crate::unet::ConfigError;
+use terms::Sums;
+pub use terms::{Estimate, TimestepTerms};
 
 /// Why the bound cannot be evaluated.
 #[derive(Debug, Error)]
@@ -78,6 +82,15 @@ impl ImageBound {
     }
 }
 
+/// What an evaluation found.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Evaluation {
+    /// The bound of each image, in the data set's order.
+    pub images: Vec<ImageBound>,
+    /// Means over the images, by ascending timestep; only of the timesteps that were drawn where not all are evaluated.
+    pub timesteps: Vec<TimestepTerms>,
+}
+
 /// One network evaluation: an image, a timestep, and its weight in the sum.
 #[derive(Clone, Copy, Debug)]
 struct Visit {
@@ -96,7 +109,7 @@ pub fn evaluate(
     options: &EvaluateOptions,
     backend: &dyn Backend,
     on_batch: &mut dyn FnMut(usize, usize),
-) -> Result<Vec<ImageBound>, EvaluateError> {
+) -> Result<Evaluation, EvaluateError> {
     let config = &model.config;
     let schedule = Schedule::new(&model.scheduler.betas)?;
     let batch = Batch { n: options.batch.max(1), h: data.height(), w: data.width() };
@@ -109,6 +122,7 @@ pub fn evaluate(
 
     let visits = visits(options, schedule.num_timesteps());
     let mut bounds = vec![ImageBound::default(); options.images];
+    let mut sums = Sums::new(schedule.num_timesteps());
     let (channels, pixels) = (data.channels(), batch.h * batch.w);
     let out_channels = config.out_channels;
     let mut out = vec![0.0; batch.numel(out_channels)];
@@ -136,6 +150,7 @@ pub fn evaluate(
             };
             let v = if out_channels > channels { part(channels) } else { Vec::new() };
             let term = vlb.term(n.visit.t, &n.image.x0, &n.x_t, &part(0), &v)?;
+            sums.add(n.visit.t, &term);
             let bound = &mut bounds[n.visit.image];
             if n.visit.t == 0 {
                 bound.prior = prior_bpd(&schedule, &n.image.x0);
@@ -150,7 +165,7 @@ pub fn evaluate(
         on_batch((done * batch.n + group.len()).min(visits.len()), visits.len());
     }
     match bounds.iter().position(|b| !b.total().is_finite()) {
-        None => Ok(bounds),
+        None => Ok(Evaluation { images: bounds, timesteps: sums.means(&schedule)? }),
         Some(image) => Err(EvaluateError::Mismatch(format!(
             "the bound of image {image} is not finite: the model's variance or its output overflows"
         ))),
@@ -271,14 +286,6 @@ fn partition(inner: usize, parts: usize) -> Vec<Range<usize>> {
         .collect()
 }
 
-/// Mean and standard error of a figure over images.
-pub fn mean_and_error(values: impl Iterator<Item = f64> + Clone) -> (f64, f64) {
-    let n = values.clone().count() as f64;
-    let mean = values.clone().sum::<f64>() / n;
-    let variance = values.map(|v| (v - mean).powi(2)).sum::<f64>() / (n - 1.0).max(1.0);
-    (mean, (variance / n).sqrt())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -303,12 +310,5 @@ mod tests {
         let mut counts = [0; 5];
         visits(&options, 6).iter().filter(|v| v.t > 0).for_each(|v| counts[v.t - 1] += 1);
         assert!(counts.iter().all(|&c| (c - 800i32).abs() < 5 * 26), "{counts:?}");
-    }
-
-    #[test]
-    fn mean_and_error_of_known_numbers() {
-        let (mean, error) = mean_and_error([1.0, 2.0, 3.0, 6.0].into_iter());
-        assert_eq!(mean, 3.0);
-        assert!((error - (14.0f64 / 3.0 / 4.0).sqrt()).abs() < 1e-15);
     }
 }

@@ -32,13 +32,7 @@ impl AtomicFile {
     /// or a device.
     pub fn create(destination: &Path) -> Result<Self, FileError> {
         let destination = &follow_links(destination);
-        // Renaming a file over a device, /dev/null for one, would replace it for everybody.
-        if destination.exists() && !destination.is_file() {
-            return Err(FileError::Unwritable {
-                path: destination.clone(),
-                problem: "it exists and is not a regular file; choose another name".into(),
-            });
-        }
+        check_replaceable(destination)?;
         let parent = parent_of(destination);
         fs::create_dir_all(parent).map_err(FileError::os("create the folder", parent))?;
         remove_stale(destination, |path| fs::remove_file(path))?;
@@ -117,6 +111,17 @@ pub fn write_file(destination: &Path, fill: impl FnOnce(&mut AtomicFile) -> io::
     file.commit()
 }
 
+/// Renaming a file over a device, /dev/null for one, would replace it for everybody.
+pub(super) fn check_replaceable(destination: &Path) -> Result<(), FileError> {
+    if destination.exists() && !destination.is_file() {
+        return Err(FileError::Unwritable {
+            path: destination.to_path_buf(),
+            problem: "it exists and is not a regular file; choose another name".into(),
+        });
+    }
+    Ok(())
+}
+
 /// What a chain of symbolic links ends at, whether that exists or not.
 pub(super) fn follow_links(path: &Path) -> PathBuf {
     let mut path = path.to_path_buf();
@@ -173,15 +178,20 @@ pub(super) fn sync_tree(root: &Path) -> Result<(), FileError> {
             }
         }
     }
+    sync_files(root, &files)?;
+    folders.iter().try_for_each(|folder| sync_folder(folder))
+}
+
+/// Makes the contents of `files`, which lie on the file system of `folder`, durable.
+pub(super) fn sync_files(folder: &Path, files: &[PathBuf]) -> Result<(), FileError> {
     #[cfg(target_os = "linux")]
     if files.len() >= SYNC_ALL_FROM {
-        let handle = File::open(root).map_err(FileError::os("open the folder", root))?;
-        return rustix::fs::syncfs(&handle).map_err(io::Error::from).map_err(FileError::os("sync", root));
+        let handle = File::open(folder).map_err(FileError::os("open the folder", folder))?;
+        return rustix::fs::syncfs(&handle).map_err(io::Error::from).map_err(FileError::os("sync", folder));
     }
-    for file in &files {
-        File::open(file).and_then(|handle| handle.sync_all()).map_err(FileError::os("sync", file))?;
-    }
-    folders.iter().try_for_each(|folder| sync_folder(folder))
+    files
+        .iter()
+        .try_for_each(|file| File::open(file).and_then(|handle| handle.sync_all()).map_err(FileError::os("sync", file)))
 }
 
 /// Creates a fresh temporary entry beside `destination` with `make`, and locks the handle that `make` returns.

@@ -29,7 +29,7 @@ pub enum Replace {
 }
 
 impl Replace {
-    fn check(self, folder: &Path) -> Result<(), FileError> {
+    pub(super) fn check(self, folder: &Path) -> Result<(), FileError> {
         let accepts: fn(&str) -> bool = match self {
             Replace::Always => return Ok(()),
             Replace::IfEmpty => |_| false,
@@ -70,12 +70,7 @@ impl AtomicFolder {
     /// [`FileError::WouldOverwrite`] if `replace` forbids to replace what is there; [`FileError::Os`].
     pub fn create(destination: &Path, replace: Replace) -> Result<Self, FileError> {
         let destination = &follow_links(destination);
-        if destination.file_name().is_none() {
-            return Err(FileError::Unwritable {
-                path: destination.to_path_buf(),
-                problem: "it has no name of its own; give the folder by name, not as . or ..".into(),
-            });
-        }
+        check_named(destination)?;
         let parent = parent_of(destination);
         fs::create_dir_all(parent).map_err(FileError::os("create the folder", parent))?;
         recover(destination)?;
@@ -99,23 +94,40 @@ impl AtomicFolder {
     /// [`FileError::Os`] or [`FileError::WouldOverwrite`] (something appeared meanwhile); the old folder is then still there.
     pub fn commit(mut self) -> Result<(), FileError> {
         sync_tree(&self.temporary)?;
-        self.replace.check(&self.destination)?;
-        let parent = parent_of(&self.destination);
-        match swap(&self.temporary, &self.destination, exchange)? {
-            Swapped::Vacant => {}
-            Swapped::Exchanged => {
-                sync_folder(parent)?;
-                remove_folder(&self.temporary)?;
-            }
-            Swapped::MovedAside => {
-                sync_folder(parent)?;
-                // Under the lock, so that another writer's old folder is not mistaken for ours.
-                recover(&self.destination)?;
-            }
-        }
+        put_in_place(&self.temporary, &self.destination, self.replace)?;
         self.committed = true;
-        sync_folder(parent)
+        Ok(())
     }
+}
+
+/// A folder is renamed, so it needs a name.
+pub(super) fn check_named(destination: &Path) -> Result<(), FileError> {
+    if destination.file_name().is_none() {
+        return Err(FileError::Unwritable {
+            path: destination.to_path_buf(),
+            problem: "it has no name of its own; give the folder by name, not as . or ..".into(),
+        });
+    }
+    Ok(())
+}
+
+/// Gives the folder `new`, whose contents are on the disk already, the name `destination`; what had it before is removed.
+pub(super) fn put_in_place(new: &Path, destination: &Path, replace: Replace) -> Result<(), FileError> {
+    replace.check(destination)?;
+    let parent = parent_of(destination);
+    match swap(new, destination, exchange)? {
+        Swapped::Vacant => {}
+        Swapped::Exchanged => {
+            sync_folder(parent)?;
+            remove_folder(new)?;
+        }
+        Swapped::MovedAside => {
+            sync_folder(parent)?;
+            // Under the lock, so that another writer's old folder is not mistaken for ours.
+            recover(destination)?;
+        }
+    }
+    sync_folder(parent)
 }
 
 impl Drop for AtomicFolder {

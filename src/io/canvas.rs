@@ -2,12 +2,11 @@
 
 use std::path::Path;
 
-use image::codecs::png::{CompressionType, FilterType, PngEncoder};
-use image::{ExtendedColorType, ImageEncoder};
 use noto_sans_mono_bitmap::{FontWeight, RasterHeight, get_raster, get_raster_width};
 
 use super::FileError;
 use super::atomic::{AtomicFile, write_file};
+use super::provenance;
 
 /// Red, green, blue.
 pub type Rgb = [u8; 3];
@@ -173,25 +172,48 @@ impl Canvas {
     /// # Errors
     /// [`FileError::Os`]; [`FileError::Unwritable`] if the picture is empty or over 2^32 - 1 pixels wide or high.
     pub fn write_png(&self, path: &Path) -> Result<(), FileError> {
+        self.write_png_with(path, None)
+    }
+
+    /// As [`write_png`](Self::write_png), with what the picture says about its origin.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn write_png_with(&self, path: &Path, origin: Option<&str>) -> Result<(), FileError> {
         let png = match self.grey() {
-            Some(grey) => encode_png(&grey, 1, self.width, self.height),
-            None => encode_png(&self.rgb, 3, self.width, self.height),
+            Some(grey) => encode_png(&grey, 1, self.width, self.height, origin),
+            None => encode_png(&self.rgb, 3, self.width, self.height, origin),
         };
         let png = png.map_err(|problem| FileError::Unwritable { path: path.to_path_buf(), problem })?;
         write_file(path, |file: &mut AtomicFile| std::io::Write::write_all(file, &png))
     }
 }
 
-/// A PNG of `height * width * channels` bytes, NHWC; `channels` is 1 or 3.
-pub(super) fn encode_png(bytes: &[u8], channels: usize, width: usize, height: usize) -> Result<Vec<u8>, String> {
-    let colour = if channels == 1 { ExtendedColorType::L8 } else { ExtendedColorType::Rgb8 };
+/// A PNG of `height * width * channels` bytes, NHWC; `channels` is 1 or 3. `origin` becomes its text [`provenance::KEY`].
+pub(super) fn encode_png(
+    bytes: &[u8],
+    channels: usize,
+    width: usize,
+    height: usize,
+    origin: Option<&str>,
+) -> Result<Vec<u8>, String> {
     let side = |extent: usize| u32::try_from(extent).ok().filter(|&extent| extent > 0);
     let (Some(w), Some(h)) = (side(width), side(height)) else {
         return Err(format!("a picture of {width} x {height} pixels cannot be a PNG"));
     };
     let mut png = Vec::new();
-    PngEncoder::new_with_quality(&mut png, CompressionType::Fast, FilterType::Adaptive)
-        .write_image(bytes, w, h, colour)
+    let mut encoder = png::Encoder::new(&mut png, w, h);
+    encoder.set_color(if channels == 1 { png::ColorType::Grayscale } else { png::ColorType::Rgb });
+    encoder.set_depth(png::BitDepth::Eight);
+    encoder.set_compression(png::Compression::Fast);
+    encoder.set_filter(png::Filter::Adaptive);
+    let written = match origin {
+        Some(text) => encoder.add_text_chunk(provenance::KEY.into(), text.into()),
+        None => Ok(()),
+    };
+    written
+        .and_then(|()| encoder.write_header())
+        .and_then(|mut writer| writer.write_image_data(bytes).and_then(|()| writer.finish()))
         .map_err(|error| error.to_string())?;
     Ok(png)
 }

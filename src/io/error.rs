@@ -146,6 +146,16 @@ pub enum FileError {
         /// The shard's file name.
         shard: String,
     },
+    /// A file of samples or images does not hold what is needed.
+    #[error("{}: {problem}; {remedy}", path.display())]
+    Unusable {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+        /// What to do.
+        remedy: &'static str,
+    },
     /// The data handed over cannot be written in this format.
     #[error("cannot write {}: {problem}", path.display())]
     Unwritable {

@@ -1,112 +1,168 @@
-//! `.npz` for evaluation scripts: `arr_0`, uint8 NHWC, and for class-conditional samples `arr_1`, int64 (N).
+//! `.npz` for evaluation scripts: `arr_0`, uint8 NHWC, for class-conditional samples `arr_1`, int64 (N), and
+//! `warpdiff.json`, their provenance, which `numpy.load` gives as bytes.
 
-use std::io::{self, Seek, SeekFrom, Write};
-use std::path::Path;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
 
-use super::atomic::AtomicFile;
+use super::provenance::FILE;
 use super::safetensors_write::write_le;
-use super::sink::{Ledger, SampleShape, SampleSink};
+use super::sink::{Format, SampleSet};
 use super::{FileError, ImageBatch};
 
-/// Writes samples as `.npz` batch by batch, uncompressed as `numpy.savez` does; only the labels are kept in memory.
-#[derive(Debug)]
-pub struct NpzSink {
+/// Writes samples as `.npz` batch by batch, uncompressed as `numpy.savez` does.
+pub(super) struct NpzFormat {
+    /// Before the archive, so that it is dropped first.
+    mute: Mute,
     archive: ZipWriter<ArchiveFile>,
-    ledger: Ledger,
+    /// The same file, to sync it.
+    file: File,
+    path: PathBuf,
+    labels: Option<Vec<u32>>,
+    provenance: String,
 }
 
-impl NpzSink {
-    /// Starts the archive at `path`.
+impl NpzFormat {
+    /// Opens the archive at `path`, new or with `done` samples.
     ///
-    /// # Errors
-    /// [`FileError::Os`].
-    pub fn create(path: &Path, shape: SampleShape) -> Result<Self, FileError> {
-        let ledger = Ledger::new(path, shape);
-        let mut archive = ZipWriter::new(ArchiveFile { file: AtomicFile::create(path)?, failed: false, position: 0 });
-        let SampleShape { count, height, width, channels, .. } = shape;
-        start_array(&mut archive, "arr_0.npy", "|u1", &[count, height, width, channels])
-            .map_err(FileError::os("write", path))?;
-        Ok(Self { archive, ledger })
+    /// The checksum of what is there is computed anew, which costs one pass of reading.
+    pub fn open(path: &Path, set: &SampleSet, done: usize) -> Result<Self, FileError> {
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
+        let file = file.map_err(FileError::os("create", path))?;
+        let clone = || file.try_clone().map_err(FileError::os("open", path));
+        let mute = Mute(Arc::new(AtomicBool::new(false)));
+        let shape = [set.count(), set.height, set.width, set.channels];
+        let mut archive = ZipWriter::new(ArchiveFile::new(clone()?, Arc::clone(&mute.0)));
+        let replayed = (|| {
+            start_array(&mut archive, "arr_0.npy", "|u1", &shape)?;
+            let start = archive.get_ref().map_or(0, |file| file.position);
+            let length = (done * set.image_len()) as u64;
+            mute.set(true);
+            let mut there = File::open(path)?;
+            there.seek(SeekFrom::Start(start))?;
+            if io::copy(&mut there.take(length), &mut archive)? != length {
+                return Err(io::Error::new(
+                    io::ErrorKind::UnexpectedEof,
+                    "fewer samples than its progress.json counts",
+                ));
+            }
+            mute.set(false);
+            file.set_len(start + length)
+        })();
+        replayed.map_err(FileError::os("continue", path))?;
+        Ok(Self {
+            mute,
+            archive,
+            file,
+            path: path.to_path_buf(),
+            labels: set.labels.clone(),
+            provenance: set.provenance.to_json(),
+        })
     }
 }
 
-/// The file below the archive. After a failed operation it only pretends to work.
-///
-/// A dropped `ZipWriter` writes the archive's directory and prints to stderr if it cannot; on a full disk that line would come beside
-/// our own error. The file is thrown away by then.
-#[derive(Debug)]
+impl Format for NpzFormat {
+    fn append(&mut self, images: ImageBatch<'_>) -> Result<(), FileError> {
+        self.archive.write_all(&images.to_bytes()).map_err(FileError::os("write", &self.path))
+    }
+
+    fn sync(&mut self) -> Result<(), FileError> {
+        self.file.sync_data().map_err(FileError::os("sync", &self.path))
+    }
+
+    fn complete(self: Box<Self>) -> Result<(), FileError> {
+        let Self { mute, mut archive, file, path, labels, provenance } = *self;
+        let result = (|| {
+            if let Some(labels) = &labels {
+                start_array(&mut archive, "arr_1.npy", "<i8", &[labels.len()])?;
+                write_le(&mut archive, labels, |label| i64::from(label).to_le_bytes())?;
+            }
+            archive.start_file(FILE, stored())?;
+            archive.write_all(provenance.as_bytes())?;
+            archive.finish()?;
+            file.sync_all()
+        })();
+        drop(mute);
+        result.map_err(FileError::os("write", &path))
+    }
+}
+
+/// Mutes an archive's file when it is dropped: a dropped `ZipWriter` completes its archive, which an interrupted run must not, and
+/// prints to stderr if it cannot.
+struct Mute(Arc<AtomicBool>);
+
+impl Mute {
+    fn set(&self, muted: bool) {
+        self.0.store(muted, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Mute {
+    fn drop(&mut self) {
+        self.set(true);
+    }
+}
+
+/// The file below the archive. While muted, and after a failed operation, it only pretends to write.
 struct ArchiveFile {
-    file: AtomicFile,
+    file: File,
+    muted: Arc<AtomicBool>,
     failed: bool,
-    /// Kept up while pretending, too: the archive computes sizes from it.
+    /// Where the archive believes to be.
     position: u64,
+    /// Where the file is.
+    at: u64,
 }
 
 impl ArchiveFile {
-    fn guard<T>(&mut self, pretended: T, work: impl FnOnce(&mut AtomicFile) -> io::Result<T>) -> io::Result<T> {
-        if self.failed {
-            return Ok(pretended);
-        }
-        let result = work(&mut self.file);
-        self.failed = result.as_ref().is_err_and(|error| error.kind() != io::ErrorKind::Interrupted);
-        result
+    fn new(file: File, muted: Arc<AtomicBool>) -> Self {
+        Self { file, muted, failed: false, position: 0, at: 0 }
     }
 }
 
 impl Write for ArchiveFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.guard(bytes.len(), |file| file.write(bytes))?;
+        let mut written = bytes.len();
+        if !self.failed && !self.muted.load(Ordering::Relaxed) {
+            let result = if self.at == self.position { Ok(0) } else { self.file.seek(SeekFrom::Start(self.position)) };
+            let result = result.and_then(|_| self.file.write(bytes));
+            self.failed = result.as_ref().is_err_and(|error| error.kind() != io::ErrorKind::Interrupted);
+            written = result?;
+            self.at = self.position + written as u64;
+        }
         self.position += written as u64;
         Ok(written)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.guard((), Write::flush)
+        Ok(())
     }
 }
 
 impl Seek for ArchiveFile {
     fn seek(&mut self, position: SeekFrom) -> io::Result<u64> {
-        let pretended = match position {
+        self.position = match position {
             SeekFrom::Start(at) => at,
-            SeekFrom::Current(by) | SeekFrom::End(by) => self.position.saturating_add_signed(by),
+            SeekFrom::Current(by) => self.position.saturating_add_signed(by),
+            SeekFrom::End(by) => self.file.metadata()?.len().saturating_add_signed(by),
         };
-        self.position = self.guard(pretended, |file| file.seek(position))?;
         Ok(self.position)
     }
 }
 
-impl SampleSink for NpzSink {
-    fn push(&mut self, images: ImageBatch<'_>, labels: Option<&[u32]>) -> Result<(), FileError> {
-        self.ledger.accept(&images, labels)?;
-        let result = self.archive.write_all(&images.to_bytes());
-        let result = result.map_err(FileError::os("write", self.ledger.path()));
-        self.ledger.record(result)
-    }
-
-    fn finish(self: Box<Self>) -> Result<(), FileError> {
-        let Self { mut archive, ledger } = *self;
-        ledger.check_complete()?;
-        let result = (|| {
-            if ledger.shape.labelled {
-                start_array(&mut archive, "arr_1.npy", "<i8", &[ledger.labels.len()])?;
-                write_le(&mut archive, &ledger.labels, |label| i64::from(label).to_le_bytes())?;
-            }
-            Ok(archive.finish()?)
-        })();
-        let written: ArchiveFile = result.map_err(FileError::os("write", ledger.path()))?;
-        written.file.commit()
-    }
+/// Stored, with Zip64 sizes throughout: 50,000 RGB images of 256 x 256 pixels are over 4 GiB.
+fn stored() -> SimpleFileOptions {
+    SimpleFileOptions::default().compression_method(CompressionMethod::Stored).large_file(true)
 }
 
 /// Starts an archive member and writes its npy header (format version 1.0).
 fn start_array(archive: &mut ZipWriter<ArchiveFile>, name: &str, dtype: &str, shape: &[usize]) -> io::Result<()> {
-    // Zip64 sizes throughout: 50,000 RGB images of 256 x 256 pixels are over 4 GiB.
-    let options = SimpleFileOptions::default().compression_method(CompressionMethod::Stored).large_file(true);
-    archive.start_file(name, options)?;
+    archive.start_file(name, stored())?;
     let mut extents = shape.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
     if shape.len() == 1 {
         // Python's tuple of one.
@@ -124,6 +180,10 @@ fn start_array(archive: &mut ZipWriter<ArchiveFile>, name: &str, dtype: &str, sh
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::io::npz_read::{NpyType, NpzFile};
+    use crate::io::partial::Existing;
+    use crate::io::provenance::Provenance;
+    use crate::io::sink::open_sink;
     use std::fs;
 
     fn u16_at(bytes: &[u8], at: usize) -> usize {
@@ -168,15 +228,18 @@ mod tests {
         (String::from_utf8(data[10..begin].to_vec()).unwrap().trim_end().to_string(), &data[begin..])
     }
 
+    fn provenance() -> Provenance {
+        Provenance { settings: serde_json::Map::from_iter([("seed".to_string(), 7.into())]), range: 5..8 }
+    }
+
     fn write(path: &Path, labelled: bool) {
-        let shape = SampleShape { count: 3, channels: 3, height: 2, width: 1, labelled };
+        let labels = labelled.then(|| vec![4, 0, u32::MAX]);
+        let set = SampleSet { channels: 3, height: 2, width: 1, labels, provenance: provenance() };
         let values: Vec<f32> = (0..18).map(|i| i as f32 * 10.0 / 127.5 - 1.0).collect();
-        let mut sink = NpzSink::create(path, shape).unwrap();
-        let labels = labelled.then_some([4, 0, u32::MAX]);
-        let labels = labels.as_ref().map(|labels| labels.as_slice());
-        sink.push(ImageBatch::new(&values[..12], 3, 2, 1), labels.map(|l| &l[..2])).unwrap();
-        sink.push(ImageBatch::new(&values[12..], 3, 2, 1), labels.map(|l| &l[2..])).unwrap();
-        Box::new(sink).finish().unwrap();
+        let mut sink = open_sink(path, set, Existing::Refuse).unwrap().unwrap();
+        sink.push(ImageBatch::new(&values[..12], 3, 2, 1)).unwrap();
+        sink.push(ImageBatch::new(&values[12..], 3, 2, 1)).unwrap();
+        sink.finish().unwrap();
     }
 
     #[test]
@@ -193,9 +256,29 @@ mod tests {
         let (header, data) = npy(&members[1].1);
         assert_eq!(header, "{'descr': '<i8', 'fortran_order': False, 'shape': (3,), }");
         assert_eq!(data, [4i64, 0, 4_294_967_295].map(i64::to_le_bytes).concat());
+        assert_eq!(members[2].0, "warpdiff.json");
+        assert_eq!(members[2].1, provenance().to_json().as_bytes());
         write(&path, false);
-        assert_eq!(self::members(&fs::read(&path).unwrap()).len(), 1);
+        assert_eq!(self::members(&fs::read(&path).unwrap()).len(), 2);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn arrays_and_origin_are_read_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s.npz");
+        write(&path, true);
+        assert_eq!(Provenance::read(&path).unwrap(), Some(provenance()));
+        let mut file = NpzFile::open(&path).unwrap();
+        let mut array = file.array("arr_0").unwrap().unwrap();
+        assert_eq!((array.dtype, array.shape.as_slice()), (NpyType::U8, &[3, 2, 1, 3][..]));
+        let (mut first, mut last) = ([0; 7], [0; 11]);
+        array.read(&mut first).unwrap();
+        array.read(&mut last).unwrap();
+        assert_eq!(first, [0, 20, 40, 10, 30, 50, 60]);
+        assert_eq!(last[8..], [130, 150, 170]);
+        assert!(array.read(&mut first).is_err(), "read behind the end");
+        assert!(file.array("arr_2").unwrap().is_none());
     }
 
     /// Runs in addition where Python with numpy is installed (`PYTHON` names it); the test above needs neither.

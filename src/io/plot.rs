@@ -4,12 +4,9 @@ use std::path::Path;
 
 use super::FileError;
 use super::canvas::{Canvas, Font, Rgb, WHITE};
+use super::frame::{Frame, TEXT, centred};
 use super::ticks::Scale;
 
-const TEXT: Rgb = [50, 50, 56];
-const AXIS: Rgb = [120, 120, 128];
-const RULE: Rgb = [228, 228, 233];
-const FAINT_RULE: Rgb = [243, 243, 246];
 const RAW: Rgb = [168, 196, 230];
 const SMOOTHED: Rgb = [18, 74, 150];
 
@@ -55,10 +52,10 @@ impl<'a> LossPlot<'a> {
             x: Scale::around(first, last, 0.0, false),
             y: Scale::around(low, high, 0.06, self.log_y),
         };
-        frame.draw_axes(&mut canvas, if self.log_y { "loss (log)" } else { "loss" });
+        frame.draw_axes(&mut canvas, "training step", if self.log_y { "loss (log)" } else { "loss" });
         frame.draw_curve(&mut canvas, &points, 1.0, RAW);
         frame.draw_curve(&mut canvas, &smoothed, 2.4, SMOOTHED);
-        frame.draw_legend(&mut canvas);
+        draw_legend(&mut canvas, frame.right as i64);
         canvas
     }
 
@@ -71,78 +68,19 @@ impl<'a> LossPlot<'a> {
     }
 }
 
-/// The rectangle inside the axes, in pixels, and the scales along its sides.
-struct Frame {
-    left: f32,
-    top: f32,
-    right: f32,
-    bottom: f32,
-    x: Scale,
-    y: Scale,
-}
-
-impl Frame {
-    fn column(&self, step: f64) -> f32 {
-        self.left + (self.right - self.left) * self.x.position(step) as f32
+/// Right-aligned over the frame, beside the title.
+fn draw_legend(canvas: &mut Canvas, right: i64) {
+    let font = Font::Small;
+    let mut right = right;
+    for (name, colour, thickness) in [("running mean", SMOOTHED, 2.4), ("loss", RAW, 1.6)] {
+        let left = right - font.width(name) as i64;
+        let y = 16;
+        let middle = (y + font.height() as i64 / 2) as f32;
+        canvas.text(left, y, name, font, TEXT);
+        let line_end = left as f32 - 8.0;
+        canvas.line((line_end - 24.0, middle), (line_end, middle), thickness, colour, 1.0);
+        right = left - 56;
     }
-
-    /// Values outside the shown range lie on the edge.
-    fn row(&self, loss: f64) -> f32 {
-        self.bottom - (self.bottom - self.top) * (self.y.position(loss) as f32).clamp(0.0, 1.0)
-    }
-
-    fn draw_axes(&self, canvas: &mut Canvas, y_name: &str) {
-        let font = Font::Small;
-        let half = font.height() as i64 / 2;
-        for tick in self.y.ticks(8) {
-            let y = self.row(tick.value).round();
-            let colour = if tick.label.is_empty() { FAINT_RULE } else { RULE };
-            canvas.line((self.left, y), (self.right, y), 1.0, colour, 1.0);
-            let x = self.left as i64 - 10 - font.width(&tick.label) as i64;
-            canvas.text(x, y as i64 - half, &tick.label, font, TEXT);
-        }
-        for tick in self.x.ticks(8) {
-            let x = self.column(tick.value).round();
-            canvas.line((x, self.top), (x, self.bottom), 1.0, RULE, 1.0);
-            canvas.line((x, self.bottom), (x, self.bottom + 5.0), 1.0, AXIS, 1.0);
-            centred(canvas, x as i64, self.bottom as i64 + 9, &tick.label, font);
-        }
-        canvas.line((self.left, self.top), (self.left, self.bottom), 1.0, AXIS, 1.0);
-        canvas.line((self.left, self.bottom), (self.right, self.bottom), 1.0, AXIS, 1.0);
-        let (middle_x, middle_y) = ((self.left + self.right) / 2.0, (self.top + self.bottom) / 2.0);
-        centred(canvas, middle_x as i64, self.bottom as i64 + 32, "training step", font);
-        let y = middle_y as i64 + font.width(y_name) as i64 / 2;
-        canvas.text_up(8, y, y_name, font, TEXT);
-    }
-
-    fn draw_curve(&self, canvas: &mut Canvas, points: &[(f64, f64)], width: f32, colour: Rgb) {
-        let pixels = thin(points.iter().map(|&(step, loss)| (self.column(step), self.row(loss))));
-        if let [only] = pixels[..] {
-            canvas.line(only, only, width + 3.0, colour, 1.0);
-        }
-        for pair in pixels.windows(2) {
-            canvas.line(pair[0], pair[1], width, colour, 1.0);
-        }
-    }
-
-    /// Right-aligned over the frame, beside the title.
-    fn draw_legend(&self, canvas: &mut Canvas) {
-        let font = Font::Small;
-        let mut right = self.right as i64;
-        for (name, colour, thickness) in [("running mean", SMOOTHED, 2.4), ("loss", RAW, 1.6)] {
-            let left = right - font.width(name) as i64;
-            let y = 16;
-            let middle = (y + font.height() as i64 / 2) as f32;
-            canvas.text(left, y, name, font, TEXT);
-            let line_end = left as f32 - 8.0;
-            canvas.line((line_end - 24.0, middle), (line_end, middle), thickness, colour, 1.0);
-            right = left - 56;
-        }
-    }
-}
-
-fn centred(canvas: &mut Canvas, x: i64, y: i64, text: &str, font: Font) {
-    canvas.text(x - font.width(text) as i64 / 2, y, text, font, TEXT);
 }
 
 /// The mean over a fortieth of the points around each, enough to see a trend through the noise of the timesteps.
@@ -173,36 +111,6 @@ fn shown_range(points: &[(f64, f64)], smoothed: &[(f64, f64)]) -> (f64, f64) {
         .copied()
         .chain(smoothed.iter().map(|&(_, loss)| loss))
         .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), loss| (low.min(loss), high.max(loss)))
-}
-
-/// At most four points in a pixel column (first, lowest, highest, last) look the same as thousands and are drawn at once.
-fn thin(pixels: impl Iterator<Item = (f32, f32)>) -> Vec<(f32, f32)> {
-    let mut kept: Vec<(f32, f32)> = Vec::new();
-    let mut column: Vec<(f32, f32)> = Vec::new();
-    let flush = |column: &mut Vec<(f32, f32)>, kept: &mut Vec<(f32, f32)>| {
-        let extreme = |sign: f32| column.iter().copied().reduce(|a, b| if sign * b.1 > sign * a.1 { b } else { a });
-        if column.len() > 4 {
-            kept.extend(
-                column
-                    .first()
-                    .copied()
-                    .into_iter()
-                    .chain(extreme(-1.0))
-                    .chain(extreme(1.0))
-                    .chain(column.last().copied()),
-            );
-            column.clear();
-        }
-        kept.append(column);
-    };
-    for pixel in pixels {
-        if column.last().is_some_and(|last| last.0.floor() != pixel.0.floor()) {
-            flush(&mut column, &mut kept);
-        }
-        column.push(pixel);
-    }
-    flush(&mut column, &mut kept);
-    kept
 }
 
 #[cfg(test)]
@@ -275,22 +183,6 @@ mod tests {
                     assert_eq!((plot.draw().width(), plot.draw().height()), (width, height));
                 }
             }
-        }
-    }
-
-    #[test]
-    fn thinning_keeps_the_extremes_of_each_column() {
-        let pixels: Vec<(f32, f32)> = (0..10_000).map(|i| (i as f32 / 100.0, ((i * 7919) % 1009) as f32)).collect();
-        let kept = thin(pixels.iter().copied());
-        assert!(kept.len() <= 400);
-        for column in 0..100 {
-            let range = |points: &[(f32, f32)]| {
-                points
-                    .iter()
-                    .filter(|p| p.0.floor() == column as f32)
-                    .fold((f32::MAX, f32::MIN), |(low, high), p| (low.min(p.1), high.max(p.1)))
-            };
-            assert_eq!(range(&kept), range(&pixels));
         }
     }
 }

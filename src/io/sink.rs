@@ -1,25 +1,43 @@
 //! Where samples go: one interface over the formats that take them batch by batch.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::time::{Duration, Instant};
 
-use super::npz::NpzSink;
-use super::png_folder::PngFolderSink;
-use super::sample_tensors::TensorSink;
+use super::atomic::{check_replaceable, follow_links};
+use super::atomic_folder::{Replace, check_named, recover};
+use super::npz::NpzFormat;
+use super::partial::{Existing, Partial};
+use super::pixels::Elements;
+use super::png_folder::{FolderFormat, is_ours};
+use super::provenance::Provenance;
+use super::sample_tensors::TensorFormat;
 use super::{FileError, ImageBatch};
 
 /// What will be written: known before the first sample, so that headers can be written first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SampleShape {
-    /// Number of samples.
-    pub count: usize,
-    /// Channels of each.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SampleSet {
+    /// Channels of each sample.
     pub channels: usize,
     /// Rows of each.
     pub height: usize,
     /// Columns of each.
     pub width: usize,
-    /// Whether every sample has a class.
-    pub labelled: bool,
+    /// The class of each, where there are classes.
+    pub labels: Option<Vec<u32>>,
+    /// Where they come from; its range has one index a sample.
+    pub provenance: Provenance,
+}
+
+impl SampleSet {
+    /// Number of samples.
+    pub fn count(&self) -> usize {
+        self.provenance.range.len()
+    }
+
+    /// Values in one sample.
+    pub fn image_len(&self) -> usize {
+        self.channels * self.height * self.width
+    }
 }
 
 /// The formats samples can be written in.
@@ -43,13 +61,16 @@ impl OutputKind {
     /// # Errors
     /// [`FileError::Unwritable`] listing the extensions there are.
     pub fn of(path: &Path) -> Result<Self, FileError> {
-        let extension = path.extension().map(|e| e.to_ascii_lowercase());
-        match extension.as_ref().map(|e| e.to_string_lossy()).as_deref() {
+        // Shards are named `samples.shard-1-of-2`, which is no extension.
+        let shard = |e: &str| e.starts_with("shard-");
+        let extension = path.extension().map(|e| e.to_ascii_lowercase().to_string_lossy().into_owned());
+        match extension.as_deref() {
             Some("png") => Ok(Self::Grid),
             Some("gif") => Ok(Self::Animation),
             Some("npz") => Ok(Self::Npz),
             Some("safetensors") => Ok(Self::Tensors),
             None => Ok(Self::Folder),
+            Some(other) if shard(other) => Ok(Self::Folder),
             Some(other) => Err(FileError::Unwritable {
                 path: path.to_path_buf(),
                 problem: format!(
@@ -58,65 +79,130 @@ impl OutputKind {
             }),
         }
     }
+
+    /// Whether samples are written as they come, however many they are.
+    pub fn streams(self) -> bool {
+        matches!(self, Self::Npz | Self::Tensors | Self::Folder)
+    }
 }
 
-/// Takes samples in order and writes them; nothing appears under the final name before [`finish`](Self::finish).
-pub trait SampleSink {
-    /// Appends a batch. `labels` has a class for each image if the samples are labelled, else it is `None`.
-    ///
-    /// # Errors
-    /// [`FileError::Unwritable`] if the batch disagrees with the [`SampleShape`]; [`FileError::Os`].
-    fn push(&mut self, images: ImageBatch<'_>, labels: Option<&[u32]>) -> Result<(), FileError>;
+/// A format under construction in a [`Partial`]. It holds a number of samples from the start; the caller keeps count.
+pub(super) trait Format: Send {
+    /// Appends a batch.
+    fn append(&mut self, images: ImageBatch<'_>) -> Result<(), FileError>;
 
-    /// Completes the output and gives it its name.
-    ///
-    /// # Errors
-    /// [`FileError::Unwritable`] if samples are missing; [`FileError::Os`].
-    fn finish(self: Box<Self>) -> Result<(), FileError>;
+    /// Makes what was appended durable.
+    fn sync(&mut self) -> Result<(), FileError>;
+
+    /// Writes what comes after the last sample and makes everything durable.
+    fn complete(self: Box<Self>) -> Result<(), FileError>;
 }
+
+/// Takes samples in order. The output appears under its name when it is [finished](Self::finish); until then what is there lies in
+/// `{name}.partial`, from where an interrupted run goes on.
+pub struct SampleSink {
+    format: Box<dyn Format>,
+    partial: Partial,
+    set: SampleSet,
+    replace: Option<Replace>,
+    written: usize,
+    failed: bool,
+    saved: Instant,
+    /// How long the last save took.
+    cost: Duration,
+}
+
+/// At most this much work is lost when a process is killed, but where saving takes long no more than a twentieth of the time is
+/// spent on it.
+const SAVE_EVERY: Duration = Duration::from_secs(1);
+const SAVE_SHARE: u32 = 20;
 
 /// Opens the sink for `path` by its extension: `.npz`, `.safetensors`, or a folder of PNGs. Grids and animations are drawn whole.
 ///
+/// `None` if a run that is to be resumed is complete already.
+///
 /// # Errors
-/// [`FileError::Unwritable`] for other extensions or channel counts, [`FileError::WouldOverwrite`], [`FileError::Os`].
-pub fn open_sink(path: &Path, shape: SampleShape) -> Result<Box<dyn SampleSink>, FileError> {
-    match OutputKind::of(path)? {
-        OutputKind::Npz => Ok(Box::new(NpzSink::create(path, shape)?)),
-        OutputKind::Tensors => Ok(Box::new(TensorSink::create(path, shape)?)),
-        OutputKind::Folder => Ok(Box::new(PngFolderSink::create(path, shape)?)),
-        OutputKind::Grid | OutputKind::Animation => Err(FileError::Unwritable {
-            path: path.to_path_buf(),
-            problem: "a grid or an animation is drawn from all samples at once, not batch by batch".into(),
-        }),
+/// [`FileError::Unwritable`] for other extensions or channel counts, for an interrupted run that is not to be resumed, or one with
+/// other settings; [`FileError::WouldOverwrite`], [`FileError::Os`].
+///
+/// # Panics
+/// If there are labels, but not one a sample.
+pub fn open_sink(path: &Path, set: SampleSet, existing: Existing) -> Result<Option<SampleSink>, FileError> {
+    assert!(set.labels.as_ref().is_none_or(|labels| labels.len() == set.count()), "not one label a sample");
+    let kind = OutputKind::of(path)?;
+    let replace = match kind {
+        OutputKind::Npz | OutputKind::Tensors => {
+            check_replaceable(&follow_links(path))?;
+            None
+        }
+        OutputKind::Folder => {
+            super::pixels::check_viewable(path, set.channels)?;
+            check_named(&follow_links(path))?;
+            recover(path)?;
+            let replace = Replace::IfOnly(is_ours);
+            replace.check(path)?;
+            Some(replace)
+        }
+        OutputKind::Grid | OutputKind::Animation => {
+            return Err(FileError::Unwritable {
+                path: path.to_path_buf(),
+                problem: "a grid or an animation is drawn from all samples at once, not batch by batch".into(),
+            });
+        }
+    };
+    if existing == Existing::Resume || super::partial::folder_of(path).exists() {
+        // An output that cannot be read was not written by a run that ended.
+        if let Some(complete) = Provenance::read(path).unwrap_or(None) {
+            Partial::remove_if_of(path, &complete)?;
+            if existing == Existing::Resume && complete == set.provenance {
+                return Ok(None);
+            }
+        }
+    }
+    let fresh = !super::partial::folder_of(path).exists();
+    if existing == Existing::Resume && fresh && path.exists() {
+        return Err(FileError::Unwritable { path: path.to_path_buf(), problem: other_run(path, &set.provenance) });
+    }
+    let partial = Partial::open(path, &set.provenance, existing)?;
+    let (data, done) = (partial.samples(), partial.done());
+    let format: Box<dyn Format> = match kind {
+        OutputKind::Npz => Box::new(NpzFormat::open(&data, &set, done)?),
+        OutputKind::Tensors => Box::new(TensorFormat::open(&data, &set, done)?),
+        _ => Box::new(FolderFormat::open(&data, &set, done)?),
+    };
+    let (saved, cost) = (Instant::now(), Duration::ZERO);
+    Ok(Some(SampleSink { format, partial, set, replace, written: done, failed: false, saved, cost }))
+}
+
+/// Why a finished output is not the one that a run wants to go on with.
+fn other_run(path: &Path, wanted: &Provenance) -> String {
+    match Provenance::read(path) {
+        Ok(Some(there)) => format!(
+            "it is complete, but of another run ({}); choose another name, or leave out --resume to replace it",
+            there.differences(wanted).join("; ")
+        ),
+        _ => "it exists and does not say which run it is of; choose another name, or leave out --resume to replace it"
+            .into(),
     }
 }
 
-/// Keeps count for a sink and refuses what does not fit.
-#[derive(Debug)]
-pub(super) struct Ledger {
-    path: PathBuf,
-    pub(super) shape: SampleShape,
-    pub(super) written: usize,
-    pub(super) labels: Vec<u32>,
-    failed: bool,
-}
-
-impl Ledger {
-    pub(super) fn new(path: &Path, shape: SampleShape) -> Self {
-        Self { path: path.to_path_buf(), shape, written: 0, labels: Vec::new(), failed: false }
+impl SampleSink {
+    /// Samples that it has.
+    pub fn written(&self) -> usize {
+        self.written
     }
 
-    pub(super) fn path(&self) -> &Path {
-        &self.path
+    /// Samples that are safe on the disk, and where they are.
+    pub fn saved(&self) -> (usize, &Path) {
+        (self.partial.done(), self.partial.folder())
     }
 
-    pub(super) fn unwritable(&self, problem: String) -> FileError {
-        FileError::Unwritable { path: self.path.clone(), problem }
-    }
-
-    /// Notes a batch; call it before writing the batch.
-    pub(super) fn accept(&mut self, images: &ImageBatch<'_>, labels: Option<&[u32]>) -> Result<(), FileError> {
-        let expected = [self.shape.channels, self.shape.height, self.shape.width];
+    /// Appends a batch, and saves now and then.
+    ///
+    /// # Errors
+    /// [`FileError::Unwritable`] if the batch disagrees with the [`SampleSet`]; [`FileError::Os`].
+    pub fn push(&mut self, images: ImageBatch<'_>) -> Result<(), FileError> {
+        let expected = [self.set.channels, self.set.height, self.set.width];
         let actual = [images.channels, images.height, images.width];
         if actual != expected {
             return Err(self.unwritable(format!(
@@ -124,79 +210,62 @@ impl Ledger {
             )));
         }
         let count = images.count();
-        if self.written + count > self.shape.count {
-            return Err(self.unwritable(format!("more than the announced {} samples came", self.shape.count)));
+        if self.written + count > self.set.count() {
+            return Err(self.unwritable(format!("more than the announced {} samples came", self.set.count())));
         }
-        if labels.map(<[u32]>::len) != self.shape.labelled.then_some(count) {
-            return Err(self.unwritable(format!(
-                "{} labels came with {count} images of {} samples",
-                labels.map_or(0, <[u32]>::len),
-                if self.shape.labelled { "labelled" } else { "unlabelled" }
-            )));
-        }
-        self.labels.extend_from_slice(labels.unwrap_or_default());
+        self.check_sound()?;
+        let result = self.format.append(images);
+        self.failed |= result.is_err();
+        result?;
         self.written += count;
-        Ok(())
+        if self.saved.elapsed() >= SAVE_EVERY.max(self.cost * SAVE_SHARE) { self.save() } else { Ok(()) }
     }
 
-    /// Notes how writing a batch went, so that a sink that failed once is never completed.
-    pub(super) fn record(&mut self, result: Result<(), FileError>) -> Result<(), FileError> {
+    /// Makes sure that a run which ends here can go on after the last sample that was pushed.
+    ///
+    /// # Errors
+    /// [`FileError::Os`]; [`FileError::Unwritable`] if an earlier write failed.
+    pub fn save(&mut self) -> Result<(), FileError> {
+        self.check_sound()?;
+        let begin = Instant::now();
+        let result = self.format.sync().and_then(|()| self.partial.record(self.written));
         self.failed |= result.is_err();
+        (self.saved, self.cost) = (Instant::now(), begin.elapsed());
         result
     }
 
-    pub(super) fn check_complete(&self) -> Result<(), FileError> {
-        if self.failed {
-            return Err(self.unwritable("an earlier write failed".into()));
+    /// Completes the output and gives it its name.
+    ///
+    /// # Errors
+    /// [`FileError::Unwritable`] if samples are missing; [`FileError::Os`].
+    pub fn finish(mut self) -> Result<(), FileError> {
+        if self.written != self.set.count() {
+            return Err(self.unwritable(format!("only {} of {} samples came", self.written, self.set.count())));
         }
-        if self.written == self.shape.count {
-            return Ok(());
+        self.save()?;
+        self.format.complete()?;
+        self.partial.finish(self.replace)
+    }
+
+    /// A failed write is not forgotten: where it stopped nobody knows.
+    fn check_sound(&self) -> Result<(), FileError> {
+        if self.failed { Err(self.unwritable("an earlier write failed".into())) } else { Ok(()) }
+    }
+
+    fn unwritable(&self, problem: String) -> FileError {
+        FileError::Unwritable { path: self.partial.destination().to_path_buf(), problem }
+    }
+}
+
+/// The floats of a batch, for formats that hold nothing else.
+pub(super) fn floats<'a>(path: &Path, images: &ImageBatch<'a>) -> Result<&'a [f32], FileError> {
+    match images.elements {
+        Elements::Floats(values) => Ok(values),
+        Elements::Bytes(_) => {
+            Err(FileError::Unwritable { path: path.to_path_buf(), problem: "tensors hold floats, bytes came".into() })
         }
-        Err(self.unwritable(format!("only {} of {} samples came", self.written, self.shape.count)))
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_sink_refuses_what_does_not_fit_and_leaves_nothing() {
-        for name in ["s.npz", "s.safetensors", "s"] {
-            let folder = tempfile::tempdir().unwrap();
-            let path = folder.path().join(name);
-            let shape = SampleShape { count: 3, channels: 1, height: 2, width: 2, labelled: true };
-            let values = [0.0; 16];
-            let two = ImageBatch::new(&values[..8], 1, 2, 2);
-            let mut sink = open_sink(&path, shape).unwrap();
-            sink.push(two, Some(&[1, 2])).unwrap();
-            assert!(sink.push(two, Some(&[1, 2])).is_err(), "too many");
-            let one = ImageBatch::new(&values[..4], 1, 2, 2);
-            assert!(sink.push(one, None).is_err(), "no labels");
-            assert!(sink.push(one, Some(&[1, 2])).is_err(), "too many labels");
-            assert!(sink.push(ImageBatch::new(&values[..4], 1, 4, 1), Some(&[1])).is_err(), "other shape");
-            let text = sink.finish().unwrap_err().to_string();
-            assert!(text.contains("only 2 of 3"), "{text}");
-            assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
-        }
-    }
-
-    #[test]
-    fn a_failed_write_is_not_forgotten() {
-        let shape = SampleShape { count: 0, channels: 1, height: 2, width: 2, labelled: false };
-        let mut ledger = Ledger::new(Path::new("s.npz"), shape);
-        assert!(ledger.check_complete().is_ok());
-        let full = FileError::os("write", Path::new("s.npz"))(std::io::ErrorKind::StorageFull.into());
-        assert!(ledger.record(Err(full)).is_err());
-        assert!(ledger.record(Ok(())).is_ok());
-        assert!(ledger.check_complete().is_err());
-    }
-
-    #[test]
-    fn the_extension_chooses() {
-        assert_eq!(OutputKind::of(Path::new("a/b.PNG")).unwrap(), OutputKind::Grid);
-        assert_eq!(OutputKind::of(Path::new("samples")).unwrap(), OutputKind::Folder);
-        let text = OutputKind::of(Path::new("a.jpg")).unwrap_err().to_string();
-        assert!(text.contains(".jpg") && text.contains(".npz"), "{text}");
-    }
-}
+mod tests;

@@ -4,6 +4,7 @@ pub mod adm;
 mod bind;
 mod classifier;
 mod convert;
+mod fingerprint;
 mod folder;
 
 use std::path::PathBuf;

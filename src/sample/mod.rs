@@ -1,14 +1,19 @@
 //! The sampling loop: batches of samples from a model folder.
 
 mod calibrate;
+mod edit;
 mod labels;
 mod sampler;
+mod settings;
+mod walk;
 
 use thiserror::Error;
 
 pub use calibrate::{CALIBRATION_SAMPLES, CALIBRATION_STEPS, calibrate};
+pub use edit::{EditOptions, Editor};
 pub use labels::LabelChoice;
 pub use sampler::{OnStep, SampleOptions, Sampler, Visited};
+pub use walk::Guide;
 
 use crate::backend::BackendError;
 use crate::diffusion::DiffusionError;

@@ -2,6 +2,7 @@
 
 mod adm;
 mod case;
+mod editing;
 mod network;
 mod tables;
 mod training;
@@ -153,6 +154,7 @@ fn report(case: &Case, check: case::Check, backend: &dyn Backend) -> CheckReport
         "sample" if check.value("diffusion").is_object() => adm::sample(case, check, backend),
         "sample" | "sample_cfg" => network::sample(case, check, backend),
         "invert" => network::invert(case, check, backend),
+        "repaint" => editing::repaint(case, check, backend),
         "grad" => training::gradients(case, check, backend),
         "train" => training::steps(case, check, backend),
         "vlb" if check.value("diffusion").is_object() => adm::bound(case, check, backend),

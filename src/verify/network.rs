@@ -15,7 +15,7 @@ use crate::model::{ClassifierModel, bind_classifier};
 use crate::program::{Batch, ForwardProgram, Guide, SamplingOptions, SamplingProgram};
 
 /// A value of `[N, H, W, C]` as NCHW, or any other value as it is.
-fn read(exe: &dyn Executable, value: ValueId) -> Result<Vec<f64>, BackendError> {
+pub(super) fn read(exe: &dyn Executable, value: ValueId) -> Result<Vec<f64>, BackendError> {
     let data = exe.read_f64(value)?;
     Ok(match exe.plan().graph().shape(value).dims() {
         &[n, h, w, c] => nhwc_to_nchw(&data, [n, c, h, w]),

@@ -1,0 +1,50 @@
+//! What decides the samples of a run, to be stored with them.
+
+use serde_json::{Map, Value, json};
+
+use super::{LabelChoice, SampleError, SampleOptions};
+use crate::diffusion::Compat;
+use crate::model::ModelFolder;
+
+impl SampleOptions {
+    /// The settings of a run over `count` samples on a device, by name. Two runs with the same settings have the same samples; how
+    /// many are computed at once and by how many threads is left out, since nothing depends on it.
+    ///
+    /// # Errors
+    /// If the model's weights cannot be read.
+    pub fn settings(
+        &self,
+        model: &ModelFolder,
+        count: usize,
+        device: &str,
+        precision: &str,
+    ) -> Result<Map<String, Value>, SampleError> {
+        let scheduler: Value = serde_json::from_str(&self.scheduler.to_json()).unwrap_or_default();
+        let compat = match self.scheduler.compat {
+            Compat::Paper => "paper",
+            Compat::Diffusers => "diffusers",
+        };
+        let label = match self.labels {
+            LabelChoice::Balanced => json!("balanced"),
+            LabelChoice::Only(label) => json!(label),
+        };
+        let all = json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "model": model.fingerprint()?,
+            "scheduler": scheduler,
+            "steps": self.steps,
+            "eta": self.eta,
+            "compat": compat,
+            "seed": self.seed,
+            "label": label,
+            "guidance": self.guidance,
+            "num": count,
+            "device": device,
+            "precision": precision,
+        });
+        match all {
+            Value::Object(all) => Ok(all),
+            _ => Ok(Map::new()),
+        }
+    }
+}
