@@ -52,9 +52,8 @@ mod tests {
     fn a_plane_stays_a_plane_between_the_outer_centres() {
         let (h, w, c) = (3, 5, 2);
         let plane = |y: f64, x: f64, c: usize| 0.5 * y - 0.25 * x + c as f64;
-        let images: Vec<f32> = (0..2 * h * w * c)
-            .map(|i| plane((i / (w * c) % h) as f64, (i / c % w) as f64, i % c) as f32)
-            .collect();
+        let images: Vec<f32> =
+            (0..2 * h * w * c).map(|i| plane((i / (w * c) % h) as f64, (i / c % w) as f64, i % c) as f32).collect();
         let out = resize(&images, c, (h, w), (12, 15));
         for (i, v) in out.iter().enumerate() {
             let (y, x) = (i / (15 * c) % 12, i / c % 15);

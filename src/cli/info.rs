@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
+use super::model::ReadingArgs;
 use crate::backend::cpu::{Cpu, isa};
 use crate::backend::gpu::driver::cuda::{Cuda, DeviceInfo};
 use crate::backend::gpu::driver::{Driver, DriverError};
@@ -17,9 +18,11 @@ use crate::train::TrainingState;
 
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// A model folder to describe.
+    /// A model folder to describe, or a .pt file of guided-diffusion.
     #[arg(conflicts_with = "kernels")]
     model: Option<PathBuf>,
+    #[command(flatten)]
+    reading: ReadingArgs,
     /// List the CUDA kernels of this build, and what each takes of the hardware.
     #[arg(long)]
     kernels: bool,
@@ -61,7 +64,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
         println!("CUDA kernels: {}", kernel_summary());
     }
     if let Some(path) = &args.model {
-        value["model"] = describe(path, args.json)?;
+        value["model"] = describe(args.reading.open(path)?, path, args.json)?;
     }
     if args.json {
         println!("{value:#}");
@@ -229,8 +232,7 @@ fn kernel_table() -> String {
     text
 }
 
-fn describe(path: &Path, json: bool) -> Result<serde_json::Value> {
-    let model = ModelFolder::open(path)?;
+fn describe(model: ModelFolder, path: &Path, json: bool) -> Result<serde_json::Value> {
     let (h, w) = model.config.height_width().unwrap_or((32, 32));
     let program = ForwardProgram::new(&model.config, Batch { n: 1, h, w }, false)?;
     let graph = program.plan.graph();

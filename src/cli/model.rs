@@ -1,6 +1,6 @@
 //! The model folder that most commands take.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 
@@ -15,13 +15,20 @@ enum WeightsArg {
     Raw,
 }
 
-/// A model, and how strictly its files are read.
+/// A model, and how its files are read.
 #[derive(Clone, Debug, Args)]
 pub(super) struct ModelArgs {
     /// A model folder: config.json, weights and scheduler_config.json, as diffusers or `train` write them; or a .pt file of
     /// guided-diffusion or improved-diffusion, or the folder that holds it.
     #[arg(value_name = "MODEL")]
     pub path: PathBuf,
+    #[command(flatten)]
+    pub reading: ReadingArgs,
+}
+
+/// How a model's files are read.
+#[derive(Clone, Debug, Args)]
+pub(super) struct ReadingArgs {
     /// Ignore tensors and configuration keys that are not known, with a warning, instead of refusing them.
     #[arg(long)]
     pub lenient: bool,
@@ -36,8 +43,8 @@ pub(super) struct ModelArgs {
     weights: Option<WeightsArg>,
 }
 
-impl ModelArgs {
-    /// What the arguments say beside the path.
+impl ReadingArgs {
+    /// What the arguments say.
     pub fn options(&self) -> OpenOptions {
         OpenOptions {
             lenient: self.lenient,
@@ -50,11 +57,18 @@ impl ModelArgs {
         }
     }
 
-    /// Opens the model; prints a line for everything that is ignored.
-    pub fn open(&self) -> Result<ModelFolder, ModelError> {
-        let (model, warnings) = ModelFolder::open_with(&self.path, &self.options())?;
+    /// Opens the model at `path`; prints a line for everything that is ignored.
+    pub fn open(&self, path: &Path) -> Result<ModelFolder, ModelError> {
+        let (model, warnings) = ModelFolder::open_with(path, &self.options())?;
         print_warnings(&warnings);
         Ok(model)
+    }
+}
+
+impl ModelArgs {
+    /// Opens the model; prints a line for everything that is ignored.
+    pub fn open(&self) -> Result<ModelFolder, ModelError> {
+        self.reading.open(&self.path)
     }
 }
 

@@ -419,7 +419,16 @@ mod tests {
 
     #[test]
     fn apply_follows_the_formula() {
-        let input = StepInput { x_t: 1.0, model: -0.5, v: 0.5, x0_prev: 0.75, x0_prev2: -3.0, saved: 5.0, z: -2.0, gradient: 0.0 };
+        let input = StepInput {
+            x_t: 1.0,
+            model: -0.5,
+            v: 0.5,
+            x0_prev: 0.75,
+            x0_prev2: -3.0,
+            saved: 5.0,
+            z: -2.0,
+            gradient: 0.0,
+        };
         // x0 = 2 + 0.5 clamped to 2.
         let (x_next, x0) = ROW.apply(&input, Clip::Range(2.0), 1.0, None);
         assert_eq!(x0, 2.0);
@@ -432,9 +441,11 @@ mod tests {
     #[test]
     fn a_gradient_moves_the_mean_by_its_factors_also_in_steps_without_noise() {
         let input = StepInput { x_t: 1.0, model: -0.5, v: 0.25, x0_prev: 0.75, ..StepInput::default() };
-        for (noise, learned, variance) in
-            [(true, None, 0.01), (false, Some(LearnedVariance::Direct), 0.25), (true, Some(LearnedVariance::Direct), 0.25)]
-        {
+        for (noise, learned, variance) in [
+            (true, None, 0.01),
+            (false, Some(LearnedVariance::Direct), 0.25),
+            (true, Some(LearnedVariance::Direct), 0.25),
+        ] {
             let row = StepRow { noise, ..ROW };
             let plain = row.apply(&input, Clip::None, 1.0, learned).0;
             let guided = row.apply(&StepInput { gradient: -2.0, ..input }, Clip::None, 1.0, learned).0;
@@ -446,7 +457,8 @@ mod tests {
     fn unread_inputs_may_hold_nan() {
         let row = StepRow { p: 0.0, noise: false, ..ROW };
         let nan = f64::NAN;
-        let input = StepInput { x_t: 1.0, model: 0.0, v: nan, x0_prev: nan, x0_prev2: nan, saved: nan, z: nan, gradient: 0.0 };
+        let input =
+            StepInput { x_t: 1.0, model: 0.0, v: nan, x0_prev: nan, x0_prev2: nan, saved: nan, z: nan, gradient: 0.0 };
         assert_eq!(row.apply(&input, Clip::None, 1.0, Some(LearnedVariance::Direct)), (1.0, 2.0));
         let row = StepRow { keep: Keep { x: 3.0, x0: -1.0, ..Keep::default() }, ..row };
         assert_eq!(row.saved_next(&input, 2.0), 1.0);
@@ -455,8 +467,9 @@ mod tests {
     #[test]
     fn packing_keeps_the_order() {
         let row = StepRow { q: 8.0, r: 9.0, keep: KEEP, ..ROW };
-        let expected =
-            [7.0, 2.0, -1.0, 0.5, 0.25, 0.125, -0.5, 0.1, -4.0, -2.0, 1.0, 8.0, 9.0, 1.5, -2.5, 3.5, 0.75, 0.5, 0.5, 3.0];
+        let expected = [
+            7.0, 2.0, -1.0, 0.5, 0.25, 0.125, -0.5, 0.1, -4.0, -2.0, 1.0, 8.0, 9.0, 1.5, -2.5, 3.5, 0.75, 0.5, 0.5, 3.0,
+        ];
         assert_eq!(row.packed(), expected);
         let table = StepTable { rows: vec![row, row], ..StepTable::default() };
         assert_eq!(table.packed(), [expected, expected].concat());

@@ -70,7 +70,9 @@ pub(super) fn file_names(params: &[ParamSpec], source: &WeightSource) -> Result<
     };
     let shown = |i: usize| i < super::SHOWN;
     let missing = missing.iter().enumerate();
-    let missing = missing.map(|(i, part)| if shown(i) { describe(part) } else { source.own_name(&part.name).to_string() }).collect();
+    let missing = missing
+        .map(|(i, part)| if shown(i) { describe(part) } else { source.own_name(&part.name).to_string() })
+        .collect();
     Err(ModelError::Mismatch { path: source.path().to_path_buf(), missing, unexpected, misshapen })
 }
 

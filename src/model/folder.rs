@@ -81,7 +81,8 @@ impl OpenOptions {
             Some(name) => format!("if it is the released model, add --arch {name}"),
             None => format!("put them beside it as {FLAGS}, or name them with --flags or --arch"),
         };
-        let problem = format!("a checkpoint needs the flags of the script that sampled it, and there is no {FLAGS}; {hint}");
+        let problem =
+            format!("a checkpoint needs the flags of the script that sampled it, and there is no {FLAGS}; {hint}");
         Err(ModelError::Flags { origin: path.display().to_string(), problem })
     }
 }
@@ -111,7 +112,8 @@ impl ModelFolder {
             Some(flags) => Self::open_adm(path, flags, options),
             None if options.weights.is_some() => Err(ModelError::Choice {
                 folder: path,
-                problem: "is not a folder of ADM checkpoints, which alone hold several weights; leave out --weights".into(),
+                problem: "is not a folder of ADM checkpoints, which alone hold several weights; leave out --weights"
+                    .into(),
             }),
             None if options.lenient => Self::open_leniently(path),
             None => Ok((Self::open_strictly(path)?, Vec::new())),

@@ -4,6 +4,7 @@ pub mod adm;
 mod bind;
 mod classifier;
 mod convert;
+mod expressible;
 mod fingerprint;
 mod folder;
 
@@ -13,7 +14,7 @@ use thiserror::Error;
 
 pub use bind::{bind_classifier, bind_weights, read_weights, unexpected_tensors, write_weights};
 pub use classifier::ClassifierModel;
-pub use convert::{Converted, StoredAs, convert};
+pub use convert::{Converted, StoredAs, convert, convert_with};
 pub use folder::{Lenient, ModelFolder, OpenOptions, open_network_leniently, read_config, save_model};
 
 use crate::backend::BackendError;

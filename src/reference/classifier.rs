@@ -21,7 +21,11 @@ pub(super) fn eval(op: &Op, x: &[Tensor], out: Shape) -> Vec<Vec<f64>> {
         Op::FirstTokenGrad { tokens } => {
             let c = out.channels();
             let first = |i: usize| i / c % tokens == 0;
-            vec![(0..out.numel()).map(|i| if first(i) { x[0].data[i / (tokens * c) * c + i % c] } else { 0.0 }).collect()]
+            vec![
+                (0..out.numel())
+                    .map(|i| if first(i) { x[0].data[i / (tokens * c) * c + i % c] } else { 0.0 })
+                    .collect(),
+            ]
         }
         _ => log_probability(x[0], x[1].data),
     }

@@ -232,7 +232,11 @@ impl Network<'_> {
                 TimeScaleShift::ScaleShift => None,
             };
             let groups = cfg.attn_norm_num_groups.or(default);
-            h = self.b.attention("mid_block.attentions.0", h, Attention { heads: cfg.attention_heads, groups, scale })?;
+            h = self.b.attention(
+                "mid_block.attentions.0",
+                h,
+                Attention { heads: cfg.attention_heads, groups, scale },
+            )?;
         }
         h = self.resnet("mid_block.resnets.1", h, out, scale)?;
         self.tap("mid_block", h);

@@ -9,10 +9,10 @@ pub mod presets;
 
 use thiserror::Error;
 
+pub use builder::{ClassInput, DropoutInputs, UNetInputs, UNetOutputs, build};
 pub use classifier::{
     CLASSIFIER_PREFIX, ClassifierConfig, ClassifierPool, ClassifierValues, build_classifier, build_classifier_gradient,
 };
-pub use builder::{ClassInput, DropoutInputs, UNetInputs, UNetOutputs, build};
 pub use config::{
     ClassEmbedding, DownBlock, ResamplerType, SampleSize, TimeEmbeddingType, TimeScaleShift, UNetConfig, UpBlock,
 };

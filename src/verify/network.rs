@@ -129,10 +129,10 @@ impl Run<'_> {
             guidance: self.guidance.as_ref().map(|guidance| guidance.scale),
             noise: if noise.is_some() { NoiseSource::Given } else { NoiseSource::Philox },
             levels: Levels::Rounded,
-            classifier: self.guide.as_ref().map(|(classifier, scale)| Guide {
-                config: classifier.config.clone(),
-                scale: *scale,
-            }),
+            classifier: self
+                .guide
+                .as_ref()
+                .map(|(classifier, scale)| Guide { config: classifier.config.clone(), scale: *scale }),
         };
         let program = SamplingProgram::new(self.case.config()?, Batch { n, h, w }, &options)?;
         let mut exe = self.backend.compile(program.plan.clone())?;

@@ -69,7 +69,8 @@ fn mean_loss(exe: &dyn Executable, program: &TrainingProgram) -> Result<f64, Bac
 
 pub(super) fn gradients(case: &Case, check: Check, backend: &dyn Backend) -> Result<Measured, VerifyError> {
     let ([n, _, h, w], x_t) = check.images("x_t")?;
-    let (mut exe, program) = prepare(case, objective(check)?, Batch { n, h, w }, (None, TrainingInputs::Given), backend)?;
+    let (mut exe, program) =
+        prepare(case, objective(check)?, Batch { n, h, w }, (None, TrainingInputs::Given), backend)?;
     let inputs = given(check, &program)?;
     exe.write_f32(program.x0, &check.images("x0")?.1)?;
     exe.write_f32(inputs.x_t, &x_t)?;
@@ -221,8 +222,12 @@ fn compare_gradients(
             let actual = gradients.get(&name).ok_or_else(|| missing(&name))?;
             let golden = case.tensor(&recorded.values)?.1;
             let row = golden.len() / recorded.rows.len().max(1);
-            let rows: Vec<f64> =
-                recorded.rows.iter().flat_map(|&r| actual.get(r * row..(r + 1) * row).unwrap_or_default()).copied().collect();
+            let rows: Vec<f64> = recorded
+                .rows
+                .iter()
+                .flat_map(|&r| actual.get(r * row..(r + 1) * row).unwrap_or_default())
+                .copied()
+                .collect();
             worst = worst.worse(Measured::new(difference(&rows, &golden), tolerance, format!("rows of {name}")));
         }
     }

@@ -108,7 +108,6 @@ impl Flags {
         self.values.get(key).is_some_and(|value| !value.is_null() && value.as_str() != Some(""))
     }
 
-
     /// A switch.
     pub(super) fn switch(&self, key: &str, default: bool) -> Result<bool, ModelError> {
         let Some(value) = self.given(key) else { return Ok(default) };

@@ -54,6 +54,14 @@ impl Flags {
         translate::classifier(self)
     }
 
+    /// The side of the images that a super-resolution model enlarges.
+    ///
+    /// # Errors
+    /// [`ModelError::Flags`] for what is no number.
+    pub fn small_size(&self) -> Result<Option<usize>, ModelError> {
+        Ok(if self.has("large_size") { Some(self.count("small_size", 64)?) } else { None })
+    }
+
     /// The scale of the classifier's gradient, where the flags say it.
     ///
     /// # Errors

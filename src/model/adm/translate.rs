@@ -69,7 +69,9 @@ pub(super) fn network(flags: &Flags) -> Result<AdmNetwork, ModelError> {
     let super_resolution = flags.has("large_size");
     let learn_sigma = flags.switch("learn_sigma", false)?;
     if learn_sigma && flags.switch("sigma_small", false)? {
-        return Err(flags.refused("learn_sigma and sigma_small contradict each other: the variance is learned or fixed"));
+        return Err(
+            flags.refused("learn_sigma and sigma_small contradict each other: the variance is learned or fixed")
+        );
     }
     let levels = Levels {
         image_size,
@@ -174,7 +176,8 @@ fn multipliers(
         (64, _) => &[1.0, 2.0, 3.0, 4.0],
         (32, _) => &[1.0, 2.0, 2.0, 2.0],
         _ => {
-            let problem = format!("{key} has no default for images of {image_size} pixels (32, 64, 128, 256, 512 have); add it");
+            let problem =
+                format!("{key} has no default for images of {image_size} pixels (32, 64, 128, 256, 512 have); add it");
             return Err(flags.refused(problem));
         }
     };
