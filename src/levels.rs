@@ -1,14 +1,51 @@
 //! From the values of a model to the grey levels of a picture.
 
+/// How a model's values become bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Levels {
+    /// By [`to_byte`]: diffusers.
+    #[default]
+    Rounded,
+    /// By [`to_byte_truncated`]: guided-diffusion.
+    Truncated,
+}
+
+impl Levels {
+    /// The byte of a value.
+    pub fn byte(self, value: f32) -> u8 {
+        match self {
+            Self::Rounded => to_byte(value),
+            Self::Truncated => to_byte_truncated(value),
+        }
+    }
+}
+
 /// A model's value in [-1, 1] as a byte, as diffusers has it: 255 * clamp(x / 2 + 1/2, 0, 1), rounded half to even. NaN
 /// becomes 0.
 pub fn to_byte(value: f32) -> u8 {
     ((value / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8
 }
 
+/// A model's value in [-1, 1] as a byte, as guided-diffusion has it: (x + 1) * 127.5 cut down to an integer, between 0 and
+/// 255. NaN becomes 0.
+pub fn to_byte_truncated(value: f32) -> u8 {
+    // The conversion saturates and cuts down.
+    ((value + 1.0) * 127.5) as u8
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn truncated_bytes_are_cut_down_and_saturate() {
+        assert_eq!([-1.0, 1.0, -7.0, 9.0, f32::NAN, f32::INFINITY].map(to_byte_truncated), [0, 255, 0, 255, 0, 255]);
+        for byte in 0..255u8 {
+            let border = f32::from(byte) / 127.5 - 1.0;
+            assert_eq!(to_byte_truncated(border + 1e-6), byte);
+            assert_eq!(to_byte_truncated(border + 1.0 / 127.5 - 1e-6), byte);
+        }
+    }
 
     #[test]
     fn bytes_round_half_to_even() {

@@ -5,6 +5,7 @@
 
 pub mod backend;
 pub mod bench;
+pub mod bilinear;
 pub mod cli;
 pub mod compare;
 pub mod data;

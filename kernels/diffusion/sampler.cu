@@ -1,8 +1,8 @@
 // The sampling step of every sampler, and the step counter:
 //     x_0        = clip(c_x0x x_t + c_x0m model)
-//     x_next     = a x_t + b x_0 + e model + p x0_prev [+ q x0_prev2 + r saved] + std z
+//     x_next     = a x_t + b x_0 + e model + p x0_prev [+ q x0_prev2 + r saved] + std z + (g + g_variance std^2) gradient
 //     saved_next = keep_x x_t + keep_x0 x_0 + keep_x0_prev x0_prev + keep_x0_prev2 x0_prev2 + keep_saved saved
-// with guidance, a learned variance, the noise and all results in one pass (src/diffusion/step_table.rs), x_next also
+// with guidance, a classifier's gradient where there is one, a learned variance, the noise and all results in one pass (src/diffusion/step_table.rs), x_next also
 // as the bytes of a picture where they are asked for (src/levels.rs). The terms in brackets and saved_next are those of
 // sampler_history, which a table with more states than x and x0_prev gets; a null state is not there.
 //
@@ -31,13 +31,17 @@ struct SamplerStepArgs {
     float* x_next;
     float* x0;
     uint8_t* picture;  // of x_next, or null
+    const void* gradient;  // of a classifier, in the activation type, or null
     ModelOutput model;
     double range;  // of the clip
+    double gradient_scale;
     ImageLayout layout;
     uint32_t steps;
     uint32_t blocks_per_image;
     Clip clip;
     Variance variance;
+    Levels levels;  // of the picture
+    uint32_t padding;
 };
 
 // States that only some samplers have; null where a sampler has not.
@@ -98,7 +102,7 @@ __device__ void sampler_step(const SamplerStepArgs& args, const History& states)
             if (states.x0_prev2_next) store_quad<float>(states.x0_prev2_next, quad, whole, x);
             if (states.saved_next) store_quad<float>(states.saved_next, quad, whole, x);
         }
-        if (args.picture) store_picture(args.picture, quad, whole, x);
+        if (args.picture) store_picture(args.picture, args.levels, quad, whole, x);
         return;
     }
     const StepRow row = args.rows[step];
@@ -121,7 +125,8 @@ __device__ void sampler_step(const SamplerStepArgs& args, const History& states)
     } else {
         if (row.p != 0.0) load_quad<float>(args.x0_prev, quad, whole, x0);
     }
-    float z[QUAD] = {}, v[QUAD] = {};
+    float z[QUAD] = {}, v[QUAD] = {}, gradient[QUAD] = {};
+    if (args.gradient) load_quad<T>(args.gradient, quad, whole, gradient);
     if (row.noise != 0.0) {
         if (args.z) {
             load_quad<float>(args.z, quad, whole, z);
@@ -129,11 +134,12 @@ __device__ void sampler_step(const SamplerStepArgs& args, const History& states)
             const uint32_t sample = args.sample_index[quad.image];
             normals4(random_words(load_key(args.key), stream::sampler_noise, sample, step, quad.index), z);
         }
-        // Only the prediction is guided; the variance stays the conditional one.
-        if (args.variance != Variance::fixed) {
-            const Strided places = strided(quad, args.layout.elements, args.layout.channels, args.model.channels);
-            load_strided<T>(args.model.data, quad, places, args.layout.channels, v);
-        }
+    }
+    const bool moved_by_variance = args.gradient && row.g_variance != 0.0;
+    // Only the prediction is guided; the variance stays the conditional one.
+    if (args.variance != Variance::fixed && (row.noise != 0.0 || moved_by_variance)) {
+        const Strided places = strided(quad, args.layout.elements, args.layout.channels, args.model.channels);
+        load_strided<T>(args.model.data, quad, places, args.layout.channels, v);
     }
 #pragma unroll
     for (int i = 0; i < QUAD; i++) {
@@ -152,6 +158,10 @@ __device__ void sampler_step(const SamplerStepArgs& args, const History& states)
             x_next = row.a * x[i] + row.b * estimate + row.e * model[i] + row.p * x0[i];
         }
         if (row.noise != 0.0) x_next += noise_std(row, args.variance, v[i]) * z[i];
+        if (args.gradient) {
+            const double std = moved_by_variance ? noise_std(row, args.variance, v[i]) : 0.0;
+            x_next += (row.g + row.g_variance * std * std) * args.gradient_scale * gradient[i];
+        }
         x[i] = float(x_next);
         x0[i] = float(estimate);
     }
@@ -160,7 +170,7 @@ __device__ void sampler_step(const SamplerStepArgs& args, const History& states)
     if constexpr (history) {
         if (states.saved_next) store_quad<float>(states.saved_next, quad, whole, saved);
     }
-    if (args.picture) store_picture(args.picture, quad, whole, x);
+    if (args.picture) store_picture(args.picture, args.levels, quad, whole, x);
 }
 
 }  // namespace

@@ -26,6 +26,8 @@ struct StepRow {
     double keep_x0_prev;
     double keep_x0_prev2;
     double keep_saved;
+    double g;  // x_next also has (g + g_variance std^2) gradient, where a classifier guides
+    double g_variance;
 };
 
 // The network's output and how to read it.

@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::ValueEnum;
 
-use super::model::print_warnings;
-use crate::model::{StoredAs, convert};
+use super::model::{ReadingArgs, print_warnings};
+use crate::model::{StoredAs, convert_with};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Dtype {
@@ -21,16 +21,15 @@ enum Dtype {
 
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// A model folder in any layout that is read.
+    /// A model folder in any layout that is read, or a .pt file of guided-diffusion.
     source: PathBuf,
     /// The new folder.
     destination: PathBuf,
     /// Type of the weights.
     #[arg(long, value_enum, default_value = "f32")]
     dtype: Dtype,
-    /// Leave out tensors and configuration keys that are not known, with a warning, instead of refusing them.
-    #[arg(long)]
-    lenient: bool,
+    #[command(flatten)]
+    reading: ReadingArgs,
 }
 
 pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
@@ -39,7 +38,7 @@ pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
         Dtype::F16 => StoredAs::F16,
         Dtype::Bf16 => StoredAs::Bf16,
     };
-    let done = convert(&args.source, &args.destination, stored, args.lenient)?;
+    let done = convert_with(&args.source, &args.destination, stored, &args.reading.options())?;
     print_warnings(&done.warnings);
     if !quiet {
         let parameters = done.parameters as f64 / 1e6;

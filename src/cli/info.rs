@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
+use super::model::ReadingArgs;
 use crate::backend::cpu::{Cpu, isa};
 use crate::backend::gpu::driver::cuda::{Cuda, DeviceInfo};
 use crate::backend::gpu::driver::{Driver, DriverError};
@@ -17,9 +18,11 @@ use crate::train::TrainingState;
 
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// A model folder to describe.
+    /// A model folder to describe, or a .pt file of guided-diffusion.
     #[arg(conflicts_with = "kernels")]
     model: Option<PathBuf>,
+    #[command(flatten)]
+    reading: ReadingArgs,
     /// List the CUDA kernels of this build, and what each takes of the hardware.
     #[arg(long)]
     kernels: bool,
@@ -61,7 +64,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
         println!("CUDA kernels: {}", kernel_summary());
     }
     if let Some(path) = &args.model {
-        value["model"] = describe(path, args.json)?;
+        value["model"] = describe(args.reading.open(path)?, path, args.json)?;
     }
     if args.json {
         println!("{value:#}");
@@ -229,8 +232,7 @@ fn kernel_table() -> String {
     text
 }
 
-fn describe(path: &Path, json: bool) -> Result<serde_json::Value> {
-    let model = ModelFolder::open(path)?;
+fn describe(model: ModelFolder, path: &Path, json: bool) -> Result<serde_json::Value> {
     let (h, w) = model.config.height_width().unwrap_or((32, 32));
     let program = ForwardProgram::new(&model.config, Batch { n: 1, h, w }, false)?;
     let graph = program.plan.graph();
@@ -239,7 +241,7 @@ fn describe(path: &Path, json: bool) -> Result<serde_json::Value> {
     let arena = program.plan.region_bytes(Region::Arena);
     let trained = TrainingState::read(path)?;
     if !json {
-        let c = model.config.in_channels;
+        let c = model.config.image_channels();
         println!("{}", path.display());
         println!("  {:.2} M parameters, {gflop:.3} GFLOP a {c}x{h}x{w} image", parameters as f64 / 1e6);
         println!("  {:.1} MiB of activations at batch 1", arena as f64 / f64::from(1 << 20));
@@ -254,7 +256,7 @@ fn describe(path: &Path, json: bool) -> Result<serde_json::Value> {
     }
     Ok(serde_json::json!({
         "parameters": parameters, "gflop_per_image": gflop, "arena_bytes": arena,
-        "image": [model.config.in_channels, h, w], "classes": model.config.classes(),
+        "image": [model.config.image_channels(), h, w], "classes": model.config.classes(),
         "null_class": model.config.null_class, "sampler": model.scheduler.sampler.class_name(),
         "num_train_timesteps": model.scheduler.betas.num_train_timesteps,
         "steps": trained.as_ref().map(|t| t.step),

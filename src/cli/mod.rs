@@ -3,6 +3,7 @@
 mod bench;
 mod compare;
 mod compare_fp8;
+mod conditions;
 mod convert;
 mod demo;
 mod device;

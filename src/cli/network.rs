@@ -32,7 +32,7 @@ pub(super) fn batch(config: &UNetConfig, n: usize) -> Batch {
 
 /// A training step with everything: drawn noise, forward, backward, clipping, AdamW and the average.
 pub(super) fn training_program(config: &UNetConfig, batch: Batch) -> Result<TrainingProgram> {
-    let learned = config.out_channels == 2 * config.in_channels;
+    let learned = config.out_channels == 2 * config.image_channels();
     let objective = TrainingObjective::new(
         Schedule::new(&BetaConfig::linear(1000))?,
         PredictionType::Epsilon,
@@ -66,7 +66,7 @@ pub(super) fn training(config: &UNetConfig, batch: Batch, backend: &dyn Backend)
     let program = training_program(config, batch)?;
     let mut exe = backend.compile(program.plan)?;
     write_weights(exe.as_mut())?;
-    let x0: Vec<f32> = noise(batch.numel(config.in_channels)).iter().map(|v| v.clamp(-1.0, 1.0)).collect();
+    let x0: Vec<f32> = noise(batch.numel(config.image_channels())).iter().map(|v| v.clamp(-1.0, 1.0)).collect();
     exe.write_f32(program.x0, &x0)?;
     exe.write_u32(program.example_index, &(0..batch.n as u32).collect::<Vec<_>>())?;
     exe.write_u32(program.key, &[1, 0])?;

@@ -10,6 +10,7 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 use clap::ValueEnum;
 
+use super::conditions::ConditionArgs;
 use super::device::DeviceArgs;
 use super::model::ModelArgs;
 use super::progress::Progress;
@@ -54,13 +55,14 @@ enum SamplerArg {
     Heun,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum CompatArg {
     /// The methods as published.
-    #[default]
     Paper,
     /// diffusers, its known deviations included.
     Diffusers,
+    /// guided-diffusion: ddpm and ddim over a respaced chain, pictures cut down to bytes.
+    GuidedDiffusion,
 }
 
 #[derive(clap::Args)]
@@ -76,12 +78,16 @@ pub(super) struct Args {
     /// Steps per sample, each a network evaluation (with heun two); by default 50 for ddim, all timesteps for ddpm, else 20.
     #[arg(long)]
     steps: Option<usize>,
+    /// The timesteps to keep, as guided-diffusion's --timestep_respacing: 250, ddim25, or 10,10,15 of three sections.
+    #[arg(long, value_name = "SPEC", conflicts_with = "steps")]
+    respacing: Option<String>,
     /// DDIM's eta: 0 deterministic, 1 as random as DDPM.
     #[arg(long, default_value_t = 0.0)]
     eta: f64,
-    /// What counts where diffusers departs from the published method (docs/samplers.md lists the places).
-    #[arg(long, value_enum, default_value_t)]
-    compat: CompatArg,
+    /// What counts where implementations depart from the published method (docs/samplers.md lists the places): paper, and
+    /// guided-diffusion for a model of its own.
+    #[arg(long, value_enum)]
+    compat: Option<CompatArg>,
     /// Seed; sample i of a seed is the same in any batch.
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -104,6 +110,8 @@ pub(super) struct Args {
     /// Make only part I of N parts, counted from 1, as OUT.shard-I-of-N; `join` puts them together.
     #[arg(long, value_name = "I/N", value_parser = parse::shard)]
     shard: Option<Shard>,
+    #[command(flatten)]
+    conditions: ConditionArgs,
     #[command(flatten)]
     device: DeviceArgs,
     /// Print a summary as JSON.
@@ -142,6 +150,7 @@ pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
     interrupt::listen()?;
     let model = args.model.open()?;
     let scheduler = scheduler(args, &model)?;
+    let conditions = args.conditions.open(&model, args.model.reading.lenient)?;
     let steps = args.steps.unwrap_or(match scheduler.sampler {
         SamplerKind::Ddpm => scheduler.betas.num_train_timesteps,
         SamplerKind::Ddim => 50.min(scheduler.betas.num_train_timesteps),
@@ -157,6 +166,9 @@ pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
         batch: batch_size(args, range.len(), &model, kind)?,
     };
     let backend = device.calibrated(|bf16| {
+        if !conditions.is_empty() {
+            bail!("fp8 samples without a classifier and without low-resolution images; take --precision bf16");
+        }
         let scales = calibrate(&model, &options, bf16)?;
         if !quiet && !args.json {
             eprintln!(
@@ -166,8 +178,8 @@ pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
         }
         Ok(scales)
     })?;
-    let settings = options.settings(&model, args.num, backend.name(), args.device.precision.name())?;
-    let mut sampler = Sampler::new(&model, options, backend.as_ref())?;
+    let settings = options.settings(&model, &conditions, args.num, (backend.name(), args.device.precision.name()))?;
+    let mut sampler = Sampler::with_conditions(&model, options, conditions, backend.as_ref())?;
     let names = TrainingState::read(&args.model.path)?.map(|s| s.dataset.class_names).filter(|n| !n.is_empty());
     let begin = Instant::now();
     let samples = range.len();
@@ -230,9 +242,23 @@ fn scheduler(args: &Args, model: &ModelFolder) -> Result<SchedulerConfig> {
         scheduler.dpm_solver.algorithm = Algorithm::SdeX0;
     }
     scheduler.compat = match args.compat {
-        CompatArg::Paper => Compat::Paper,
-        CompatArg::Diffusers => Compat::Diffusers,
+        None => model.scheduler.compat,
+        Some(CompatArg::Paper) => Compat::Paper,
+        Some(CompatArg::Diffusers) => Compat::Diffusers,
+        Some(CompatArg::GuidedDiffusion) => Compat::GuidedDiffusion,
     };
+    if args.steps.is_some() {
+        scheduler.respacing = None;
+    }
+    if let Some(spec) = &args.respacing {
+        let respaced = matches!(scheduler.sampler, SamplerKind::Ddpm | SamplerKind::Ddim);
+        if scheduler.compat != Compat::GuidedDiffusion || !respaced {
+            bail!(
+                "--respacing {spec}: ddpm and ddim are respaced, with --compat guided-diffusion; others take --steps"
+            );
+        }
+        scheduler.respacing = Some(spec.clone());
+    }
     Ok(scheduler)
 }
 

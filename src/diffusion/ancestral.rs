@@ -54,7 +54,19 @@ impl StepTable {
             .map(|i| {
                 let (alpha_bar, alpha_bar_next) = (schedule.alpha_bars[i], schedule.alpha_bars_prev[i]);
                 let row = row(prediction_type, variance_type, i, alpha_bar, alpha_bar_next)?;
-                Ok(StepRow { timestep: chain.network_timestep(i, rescale_timesteps) as f32, ..row })
+                // The last step adds no noise, but a classifier's gradient has the variance of the bound as its factor.
+                Ok(StepRow {
+                    timestep: chain.network_timestep(i, rescale_timesteps) as f32,
+                    log_min: schedule.posterior_log_variance_clipped[i],
+                    g: match variance_type {
+                        VarianceType::FixedSmall | VarianceType::FixedSmallLog => schedule.posterior_variance[i],
+                        VarianceType::FixedLarge | VarianceType::FixedLargeLog => {
+                            schedule.fixed_large_log_variance[i].exp()
+                        }
+                        VarianceType::Learned | VarianceType::LearnedRange => 0.0,
+                    },
+                    ..row
+                })
             })
             .collect::<Result<Vec<_>>>()?;
         Ok(ancestral_table(rows, variance_type, clip))
@@ -80,6 +92,9 @@ fn row(
         log_min: posterior.variance.max(MIN_VARIANCE).ln(),
         log_max: posterior.beta.ln(),
         noise: t > 0,
+        // 2105.05233, algorithm 1: the mean moves by variance * gradient.
+        g: variance_type.fixed_variance(&posterior).unwrap_or_default(),
+        g_variance: if variance_type.is_learned() { 1.0 } else { 0.0 },
         ..StepRow::default()
     })
 }
@@ -151,6 +166,9 @@ mod tests {
             StepTable::respaced_ancestral(&chain, kind, VarianceType::FixedSmall, Clip::Range(1.0), false).unwrap();
         let plain = StepTable::ddpm(&config, 100).unwrap();
         for (i, (x, y)) in table.rows.iter().zip(&plain.rows).enumerate() {
+            // Of the last step, log_min and g are those of the bound.
+            let last = StepRow { log_min: x.log_min, g: x.g, ..*y };
+            let y = if i + 1 < table.rows.len() { *y } else { last };
             for (x, y) in x.packed().iter().zip(y.packed()) {
                 assert!((x - y).abs() <= 1e-6 * y.abs(), "row {i}: {x} vs {y}");
             }

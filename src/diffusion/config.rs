@@ -97,7 +97,7 @@ impl fmt::Display for SamplerKind {
     }
 }
 
-/// What is done where diffusers departs from the method it implements; `docs/samplers.md` lists the places.
+/// Whose sampling it is, where implementations depart from the method; `docs/samplers.md` lists the places.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Compat {
     /// The method.
@@ -105,6 +105,8 @@ pub enum Compat {
     Paper,
     /// diffusers, number by number.
     Diffusers,
+    /// guided-diffusion and improved-diffusion, for DDPM, DDIM and its inversion; the method for the others.
+    GuidedDiffusion,
 }
 
 /// Which exponential integrator a DPM-Solver is.
@@ -310,8 +312,11 @@ pub struct SchedulerConfig {
     pub unipc: UniPcOptions,
     /// Euler's churn; no file holds it.
     pub churn: Option<Churn>,
-    /// Whose behaviour counts where diffusers departs from the method; no file holds it.
+    /// Whose behaviour counts where implementations depart from the method; no file holds it.
     pub compat: Compat,
+    /// The timesteps that are kept, as a section string (see [`space_timesteps`](super::respacing::space_timesteps)), instead of
+    /// a number of steps; read with [`Compat::GuidedDiffusion`] only, and no file holds it.
+    pub respacing: Option<String>,
 }
 
 impl SchedulerConfig {
@@ -341,6 +346,7 @@ impl SchedulerConfig {
             unipc: UniPcOptions::default(),
             churn: None,
             compat: Compat::Paper,
+            respacing: None,
         }
     }
 

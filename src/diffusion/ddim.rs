@@ -38,7 +38,7 @@ impl StepTable {
             .enumerate()
             .map(|(i, &t)| {
                 let next = match config.compat {
-                    Compat::Paper => timesteps.get(i + 1).copied(),
+                    Compat::Paper | Compat::GuidedDiffusion => timesteps.get(i + 1).copied(),
                     Compat::Diffusers => t.checked_sub(stride),
                 };
                 let alpha_bar_next = next.map_or(final_alpha_bar, |s| schedule.alpha_bars[s]);
@@ -71,7 +71,7 @@ impl StepTable {
         let mut rows = Vec::with_capacity(timesteps.len());
         for &t in &timesteps {
             let from = match config.compat {
-                Compat::Paper => before,
+                Compat::Paper | Compat::GuidedDiffusion => before,
                 Compat::Diffusers => t.checked_sub(stride),
             };
             let alpha_bar = from.map_or(initial, |s| schedule.alpha_bars[s]);
@@ -166,7 +166,10 @@ impl DdimStep {
             let eps = self.prediction_type.eps_from_model(alpha_bar);
             (direction * eps.first, signal, direction * eps.second)
         };
-        Ok(StepRow { c_x0x: x0.first, c_x0m: x0.second, a, b, e, s: std, noise: std > 0.0, ..StepRow::default() })
+        // 2105.05233, algorithm 2: eps moves by -sqrt(1 - alpha_bar) * gradient, and x_0 with it, not clipped again.
+        let noise = 1.0 - alpha_bar;
+        let g = if alpha_bar > 0.0 { signal * noise / alpha_bar.sqrt() - direction * noise.sqrt() } else { 0.0 };
+        Ok(StepRow { c_x0x: x0.first, c_x0m: x0.second, a, b, e, s: std, noise: std > 0.0, g, ..StepRow::default() })
     }
 }
 

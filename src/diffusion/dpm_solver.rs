@@ -101,7 +101,7 @@ impl Weights {
             Algorithm::SdeX0 => {
                 let growth = (-2.0 * h).exp_m1();
                 let half = match config.compat {
-                    Compat::Paper => 0.5,
+                    Compat::Paper | Compat::GuidedDiffusion => 0.5,
                     // The sign of the last term is another one there.
                     Compat::Diffusers => -0.5,
                 };
@@ -158,7 +158,7 @@ fn update(
             // Divided differences u = (D - D_prev) / r0 and v = (D_prev - D_prev2) / r1:
             // D1 = u + r0 / (r0 + r1) (u - v), D2 = 2 / (r0 + r1) (u - v).
             let curvature = match config.compat {
-                Compat::Paper => 2.0,
+                Compat::Paper | Compat::GuidedDiffusion => 2.0,
                 // Half the second derivative, which leaves the method at order 2.
                 Compat::Diffusers => 1.0,
             };

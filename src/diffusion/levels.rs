@@ -121,7 +121,7 @@ pub(super) fn solver_visits(config: &SchedulerConfig, steps: usize) -> Result<Vi
     let cosine = config.betas.schedule == BetaSchedule::SquaredcosCapV2;
     let rounded = karras_or_lu && (config.sampler != SamplerKind::DpmSolverPp || !cosine);
     let whole = |t: f64| {
-        if rounded || config.compat == Compat::Paper { t.round_ties_even() } else { t.floor() }
+        if rounded || config.compat != Compat::Diffusers { t.round_ties_even() } else { t.floor() }
     };
     let times = ratios.iter().map(|&ratio| whole(table.time_of(ratio))).collect();
     Ok(Visits { times, levels: ratios.iter().map(|&ratio| NoiseLevel::of_ratio(ratio)).chain([end]).collect() })

@@ -78,8 +78,8 @@ impl Repaint {
         let timestep = |position: usize| timesteps[num_inference_steps - 1 - position];
         let below = |position: usize| match (config.compat, position) {
             (Compat::Diffusers, _) => timestep(position).checked_sub(stride).map_or(clean, |s| schedule.alpha_bars[s]),
-            (Compat::Paper, 0) => clean,
-            (Compat::Paper, _) => schedule.alpha_bars[timestep(position - 1)],
+            (Compat::Paper | Compat::GuidedDiffusion, 0) => clean,
+            (Compat::Paper | Compat::GuidedDiffusion, _) => schedule.alpha_bars[timestep(position - 1)],
         };
         let rows = std::mem::take(&mut table.rows);
         let mut moves = Vec::new();
@@ -92,7 +92,9 @@ impl Repaint {
                 moves.push(Move::Denoise { timestep: timestep(position), known });
             } else {
                 let draws = match config.compat {
-                    Compat::Paper => vec![mix(schedule.alpha_bars[timestep(last)] / below(last))],
+                    Compat::Paper | Compat::GuidedDiffusion => {
+                        vec![mix(schedule.alpha_bars[timestep(last)] / below(last))]
+                    }
                     Compat::Diffusers => {
                         let from = timestep(last);
                         schedule.betas[from..from + stride].iter().map(|beta| mix(1.0 - beta)).collect()

@@ -5,21 +5,25 @@
 //! ```text
 //! x0         = clip(c_x0x * x_t + c_x0m * model)
 //! x_next     = a * x_t + b * x0 + e * model + p * x0_prev + q * x0_prev2 + r * saved + std * z
+//!              + (g + g_variance * std^2) * gradient
 //! saved_next = k.x * x_t + k.x0 * x0 + k.x0_prev * x0_prev + k.x0_prev2 * x0_prev2 + k.saved * saved
 //! ```
 //!
 //! where `model` is the network's raw output in its own parameterisation, `x0_prev` and `x0_prev2` the clipped x_0 of the
-//! two steps before, `saved` a state the sampler fills as it likes and z standard normal. A kernel that knows this
-//! formula runs any of them. Which of `x0_prev2` and `saved` exist at all is [`StepTable::history`].
+//! two steps before, `saved` a state the sampler fills as it likes, z standard normal and `gradient` that of a classifier,
+//! d log p(y | x_t) / d x_t, times a scale (2105.05233); without a classifier the last line is not there. A kernel that knows
+//! this formula runs any of them. Which of `x0_prev2` and `saved` exist at all is [`StepTable::history`].
 //!
 //! The state is always in the variance-preserving scale, x_t = alpha x_0 + sigma eps with alpha^2 + sigma^2 = 1: it is what
 //! the network reads. Samplers that are published in the variance-exploding scale differ by a factor a step,
 //! [`StepTable::published_scale`].
 
 use super::clip::Clip;
-use super::config::{SamplerKind, SchedulerConfig};
+use super::config::{Compat, SamplerKind, SchedulerConfig};
 use super::error::{DiffusionError, Result};
 use super::parameterization::{Linear2, PredictionType};
+use super::respacing::Respaced;
+use super::schedule::Schedule;
 use super::variance::interpolate_log_variance;
 
 /// How the network's variance channels v become the standard deviation of a step's noise.
@@ -93,6 +97,10 @@ pub struct StepRow {
     pub log_max: f64,
     /// Whether noise is added at all.
     pub noise: bool,
+    /// Factor of a classifier's scaled gradient in x_next.
+    pub g: f64,
+    /// The same, to be multiplied by the variance of the step, which a network may decide.
+    pub g_variance: f64,
 }
 
 /// The values of one element that enter a step.
@@ -112,14 +120,16 @@ pub struct StepInput {
     pub saved: f64,
     /// A standard normal draw; not read in steps without noise.
     pub z: f64,
+    /// A classifier's gradient times its scale; 0 without a classifier.
+    pub gradient: f64,
 }
 
 impl StepRow {
     /// Length of [`packed`](Self::packed).
-    pub const PACKED_LEN: usize = 18;
+    pub const PACKED_LEN: usize = 20;
 
-    /// The row for a device: timestep, c_x0x, c_x0m, a, b, e, p, s, log_min, log_max, noise (0 or 1), q, r, and the
-    /// factors of [`Keep`] in their order.
+    /// The row for a device: timestep, c_x0x, c_x0m, a, b, e, p, s, log_min, log_max, noise (0 or 1), q, r, the
+    /// factors of [`Keep`] in their order, g, g_variance.
     ///
     /// In f64: near alpha_bar = 0 coefficients nearly cancel, and f32 would show in x_0. Their number is even, so that rows
     /// stay aligned to 16 bytes.
@@ -144,6 +154,8 @@ impl StepRow {
             self.keep.x0_prev,
             self.keep.x0_prev2,
             self.keep.saved,
+            self.g,
+            self.g_variance,
         ]
     }
 
@@ -154,8 +166,12 @@ impl StepRow {
 
     /// Standard deviation of the noise of an element with variance channel `v`; 0 in steps without noise.
     pub fn noise_std(&self, learned: Option<LearnedVariance>, v: f64) -> f64 {
+        if self.noise { self.std(learned, v) } else { 0.0 }
+    }
+
+    /// Standard deviation of the reverse step at variance channel `v`, also of a step that adds no noise.
+    fn std(&self, learned: Option<LearnedVariance>, v: f64) -> f64 {
         match learned {
-            _ if !self.noise => 0.0,
             None => self.s,
             Some(LearnedVariance::Direct) => v.sqrt(),
             Some(LearnedVariance::LogRange) => (0.5 * interpolate_log_variance(v, self.log_min, self.log_max)).exp(),
@@ -177,6 +193,10 @@ impl StepRow {
         }
         if self.noise {
             x_next += self.noise_std(learned, input.v) * input.z;
+        }
+        if input.gradient != 0.0 {
+            let variance = if self.g_variance == 0.0 { 0.0 } else { self.std(learned, input.v).powi(2) };
+            x_next += (self.g + self.g_variance * variance) * input.gradient;
         }
         x_next
     }
@@ -248,6 +268,11 @@ impl StepTable {
             let sampler = config.sampler;
             return Err(DiffusionError::EtaWithoutDdim { eta, sampler });
         }
+        if config.compat == Compat::GuidedDiffusion
+            && let Some(table) = Self::respaced(config, num_inference_steps, eta)?
+        {
+            return Ok(table);
+        }
         match config.sampler {
             SamplerKind::Ddpm => Self::ddpm(config, num_inference_steps),
             SamplerKind::Ddim => Self::ddim(config, num_inference_steps, eta, false),
@@ -261,12 +286,33 @@ impl StepTable {
         }
     }
 
+    /// The table over a respaced chain, for samplers that guided-diffusion has.
+    fn respaced(config: &SchedulerConfig, steps: usize, eta: f64) -> Result<Option<Self>> {
+        let spec = config.respacing.clone().unwrap_or_else(|| match config.sampler {
+            SamplerKind::Ddpm => steps.to_string(),
+            _ => format!("ddim{steps}"),
+        });
+        let chain = Respaced::new(&Schedule::new(&config.betas)?, &spec)?;
+        let (prediction, clip) = (config.prediction_type, config.clip());
+        Ok(Some(match config.sampler {
+            SamplerKind::Ddpm => Self::respaced_ancestral(&chain, prediction, config.variance_type, clip, false)?,
+            SamplerKind::Ddim => Self::respaced_ddim(&chain, prediction, clip, eta, false)?,
+            SamplerKind::DdimInverse => Self::respaced_ddim_reverse(&chain, prediction, clip, false)?,
+            _ => return Ok(None),
+        }))
+    }
+
     /// The states that the rows read besides x and the previous x_0.
     pub fn history(&self) -> History {
         History {
             x0_prev2: self.rows.iter().any(|row| row.q != 0.0 || row.keep.x0_prev2 != 0.0),
             saved: self.rows.iter().any(|row| row.r != 0.0),
         }
+    }
+
+    /// Whether the sampler has a rule for a classifier's gradient.
+    pub fn takes_gradient(&self) -> bool {
+        self.rows.iter().any(|row| row.g != 0.0 || row.g_variance != 0.0)
     }
 
     /// Rows for a device, one after the other, [`StepRow::PACKED_LEN`] numbers each.
@@ -279,26 +325,36 @@ impl StepTable {
     /// # Panics
     /// As there, and a table that has history.
     pub fn step_image(&self, step: usize, x: &mut [f64], model: &[f64], v: &[f64], x0_prev: &mut [f64], z: &[f64]) {
-        self.step_states(step, ImageStates { x, x0_prev, x0_prev2: &mut [], saved: &mut [] }, model, v, z);
+        self.step_states(step, ImageStates { x, x0_prev, x0_prev2: &mut [], saved: &mut [] }, model, v, z, &[]);
     }
 
     /// Runs step `step` on the states of one image.
     ///
-    /// `v` may be empty if the variance is fixed, `z` if the step adds no noise; any element order will do as long as
-    /// all slices share it.
+    /// `v` may be empty if the variance is fixed, `z` if the step adds no noise, `gradient` (times its scale) without a
+    /// classifier; any element order will do as long as all slices share it.
     ///
     /// # Panics
     /// `step` outside the table, or a slice of another length than `x`.
-    pub fn step_states(&self, step: usize, states: ImageStates<'_>, model: &[f64], v: &[f64], z: &[f64]) {
+    pub fn step_states(
+        &self,
+        step: usize,
+        states: ImageStates<'_>,
+        model: &[f64],
+        v: &[f64],
+        z: &[f64],
+        gradient: &[f64],
+    ) {
         let row = &self.rows[step];
         let history = self.history();
         let ImageStates { x, x0_prev, x0_prev2, saved } = states;
-        let reads_v = row.noise && self.learned_variance.is_some();
+        let guided = !gradient.is_empty() && row.g_variance != 0.0;
+        let reads_v = (row.noise || guided) && self.learned_variance.is_some();
         assert!(model.len() == x.len() && x0_prev.len() == x.len());
         assert!(!history.x0_prev2 || x0_prev2.len() == x.len(), "the second previous x_0 has another length than x");
         assert!(!history.saved || saved.len() == x.len(), "the saved state has another length than x");
         assert!(!reads_v || v.len() == x.len(), "the variance channels have another length than x");
         assert!(!row.noise || z.len() == x.len(), "the noise has another length than x");
+        assert!(gradient.is_empty() || gradient.len() == x.len(), "the gradient has another length than x");
         let scale = match self.clip {
             Clip::Dynamic { .. } => {
                 let mut magnitudes: Vec<f64> = x.iter().zip(model).map(|(&x, &m)| row.x0(x, m).abs()).collect();
@@ -315,6 +371,7 @@ impl StepTable {
                 x0_prev2: if history.x0_prev2 { x0_prev2[i] } else { 0.0 },
                 saved: if history.saved { saved[i] } else { 0.0 },
                 z: if row.noise { z[i] } else { 0.0 },
+                gradient: gradient.get(i).copied().unwrap_or_default(),
             };
             let (x_next, x0) = row.apply(&input, self.clip, scale, self.learned_variance);
             if history.x0_prev2 {
@@ -355,12 +412,23 @@ mod tests {
         log_min: -4.0,
         log_max: -2.0,
         noise: true,
+        g: 0.5,
+        g_variance: 3.0,
     };
     const KEEP: Keep = Keep { x: 1.5, x0: -2.5, x0_prev: 3.5, x0_prev2: 0.75, saved: 0.5 };
 
     #[test]
     fn apply_follows_the_formula() {
-        let input = StepInput { x_t: 1.0, model: -0.5, v: 0.5, x0_prev: 0.75, x0_prev2: -3.0, saved: 5.0, z: -2.0 };
+        let input = StepInput {
+            x_t: 1.0,
+            model: -0.5,
+            v: 0.5,
+            x0_prev: 0.75,
+            x0_prev2: -3.0,
+            saved: 5.0,
+            z: -2.0,
+            gradient: 0.0,
+        };
         // x0 = 2 + 0.5 clamped to 2.
         let (x_next, x0) = ROW.apply(&input, Clip::Range(2.0), 1.0, None);
         assert_eq!(x0, 2.0);
@@ -371,10 +439,26 @@ mod tests {
     }
 
     #[test]
+    fn a_gradient_moves_the_mean_by_its_factors_also_in_steps_without_noise() {
+        let input = StepInput { x_t: 1.0, model: -0.5, v: 0.25, x0_prev: 0.75, ..StepInput::default() };
+        for (noise, learned, variance) in [
+            (true, None, 0.01),
+            (false, Some(LearnedVariance::Direct), 0.25),
+            (true, Some(LearnedVariance::Direct), 0.25),
+        ] {
+            let row = StepRow { noise, ..ROW };
+            let plain = row.apply(&input, Clip::None, 1.0, learned).0;
+            let guided = row.apply(&StepInput { gradient: -2.0, ..input }, Clip::None, 1.0, learned).0;
+            assert!((guided - plain - (0.5 + 3.0 * variance) * -2.0).abs() < 1e-15);
+        }
+    }
+
+    #[test]
     fn unread_inputs_may_hold_nan() {
         let row = StepRow { p: 0.0, noise: false, ..ROW };
         let nan = f64::NAN;
-        let input = StepInput { x_t: 1.0, model: 0.0, v: nan, x0_prev: nan, x0_prev2: nan, saved: nan, z: nan };
+        let input =
+            StepInput { x_t: 1.0, model: 0.0, v: nan, x0_prev: nan, x0_prev2: nan, saved: nan, z: nan, gradient: 0.0 };
         assert_eq!(row.apply(&input, Clip::None, 1.0, Some(LearnedVariance::Direct)), (1.0, 2.0));
         let row = StepRow { keep: Keep { x: 3.0, x0: -1.0, ..Keep::default() }, ..row };
         assert_eq!(row.saved_next(&input, 2.0), 1.0);
@@ -383,8 +467,9 @@ mod tests {
     #[test]
     fn packing_keeps_the_order() {
         let row = StepRow { q: 8.0, r: 9.0, keep: KEEP, ..ROW };
-        let expected =
-            [7.0, 2.0, -1.0, 0.5, 0.25, 0.125, -0.5, 0.1, -4.0, -2.0, 1.0, 8.0, 9.0, 1.5, -2.5, 3.5, 0.75, 0.5];
+        let expected = [
+            7.0, 2.0, -1.0, 0.5, 0.25, 0.125, -0.5, 0.1, -4.0, -2.0, 1.0, 8.0, 9.0, 1.5, -2.5, 3.5, 0.75, 0.5, 0.5, 3.0,
+        ];
         assert_eq!(row.packed(), expected);
         let table = StepTable { rows: vec![row, row], ..StepTable::default() };
         assert_eq!(table.packed(), [expected, expected].concat());
@@ -411,7 +496,7 @@ mod tests {
         assert_eq!(table.history(), History { x0_prev2: true, saved: true });
         let (mut x, mut x0_prev, mut x0_prev2, mut saved) = ([1.0], [0.75], [-3.0], [5.0]);
         let states = ImageStates { x: &mut x, x0_prev: &mut x0_prev, x0_prev2: &mut x0_prev2, saved: &mut saved };
-        table.step_states(0, states, &[-0.5], &[], &[]);
+        table.step_states(0, states, &[-0.5], &[], &[], &[]);
         // x0 = 2.5; x_next = 0.5 + 0.625 - 0.0625 - 0.375 - 6 - 5.
         assert_eq!((x0_prev, x0_prev2), ([2.5], [0.75]));
         assert_eq!(x, [0.5 + 0.625 - 0.0625 - 0.375 - 6.0 - 5.0]);

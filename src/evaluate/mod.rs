@@ -175,6 +175,9 @@ pub fn evaluate(
 fn check(model: &ModelFolder, data: &dyn Dataset, options: &EvaluateOptions) -> Result<(), EvaluateError> {
     let config = &model.config;
     let mismatch = |text: String| Err(EvaluateError::Mismatch(text));
+    if config.condition_channels > 0 {
+        return mismatch("the model is conditioned on low-resolution images, and the data have none".into());
+    }
     if data.channels() != config.in_channels {
         return mismatch(format!("the images have {} channels, the model {}", data.channels(), config.in_channels));
     }

@@ -18,21 +18,44 @@ pub fn backward(
     seeds: &[(ValueId, ValueId)],
     wrt: &[ValueId],
 ) -> Result<Vec<Option<ValueId>>, GraphError> {
-    let mut tape = Tape { needs: depends_on_parameters(graph, wrt), grads: BTreeMap::new(), graph };
+    let grads = gradients(graph, seeds, wrt, true)?;
+    graph.grads = graph.param_values.iter().map(|v| grads.get(v).copied()).collect();
+    Ok(wrt.iter().map(|v| grads.get(v).copied()).collect())
+}
+
+/// As [`backward`], but for the gradients of `wrt` alone: parameters are constants.
+///
+/// # Errors
+/// [`GraphError::NotDifferentiable`] if a path to one of `wrt` leads through an operation without a rule.
+pub fn backward_to(
+    graph: &mut Graph,
+    seeds: &[(ValueId, ValueId)],
+    wrt: &[ValueId],
+) -> Result<Vec<Option<ValueId>>, GraphError> {
+    let grads = gradients(graph, seeds, wrt, false)?;
+    Ok(wrt.iter().map(|v| grads.get(v).copied()).collect())
+}
+
+fn gradients(
+    graph: &mut Graph,
+    seeds: &[(ValueId, ValueId)],
+    wrt: &[ValueId],
+    parameters: bool,
+) -> Result<BTreeMap<ValueId, ValueId>, GraphError> {
+    let mut tape = Tape { needs: depends(graph, wrt, parameters), grads: BTreeMap::new(), graph };
     for &(value, gradient) in seeds {
         tape.accumulate(value, gradient)?;
     }
     for node in (0..tape.graph.nodes.len()).rev() {
         tape.node(node)?;
     }
-    let grads = tape.grads;
-    graph.grads = graph.param_values.iter().map(|v| grads.get(v).copied()).collect();
-    Ok(wrt.iter().map(|v| grads.get(v).copied()).collect())
+    Ok(tape.grads)
 }
 
 /// Marks the values through which a gradient must flow.
-fn depends_on_parameters(graph: &Graph, wrt: &[ValueId]) -> Vec<bool> {
-    let mut needs: Vec<bool> = graph.values.iter().map(|v| matches!(v.source, Source::Param(_))).collect();
+fn depends(graph: &Graph, wrt: &[ValueId], parameters: bool) -> Vec<bool> {
+    let is_parameter = |source: &Source| parameters && matches!(source, Source::Param(_));
+    let mut needs: Vec<bool> = graph.values.iter().map(|v| is_parameter(&v.source)).collect();
     for v in wrt {
         needs[v.index()] = true;
     }
@@ -106,6 +129,9 @@ impl Tape<'_> {
                     };
                     self.emit(dgrad, &[dz, x[1]], &[x[0]])?;
                 }
+                if !self.needs(x[1]) {
+                    return Ok(());
+                }
                 let wgrad = Op::ConvWgrad { geometry: *geometry, bias: epilogue.bias };
                 self.emit(wgrad, &[dz, x[0]], &x[1..])
             }
@@ -113,6 +139,9 @@ impl Tape<'_> {
                 let dz = self.epilogue(epilogue, x, dy)?;
                 if self.needs(x[0]) {
                     self.emit(Op::LinearDgrad { residual: false }, &[dz, x[1]], &[x[0]])?;
+                }
+                if !self.needs(x[1]) {
+                    return Ok(());
                 }
                 self.emit(Op::LinearWgrad { bias: epilogue.bias }, &[dz, x[0]], &x[1..])
             }
@@ -152,6 +181,15 @@ impl Tape<'_> {
                     self.emit(Op::SumPixels, &[dy], &x[1..])?;
                 }
                 Ok(())
+            }
+            Op::PoolTokens if self.needs(x[1]) => Err(GraphError::NotDifferentiable { op: op.name() }),
+            Op::PoolTokens => {
+                let size = self.graph.shape(x[0]).height_width();
+                self.emit(Op::PoolTokensGrad { size }, &[dy], &x[..1])
+            }
+            Op::FirstToken => {
+                let tokens = self.graph.shape(x[0]).pixels();
+                self.emit(Op::FirstTokenGrad { tokens }, &[dy], x)
             }
             Op::Affine { mul, .. } => self.emit(Op::Affine { mul: *mul, add: 0.0 }, &[dy], x),
             // The rounding's slope is 1, and a gradient that reaches an image is an activation anyway.

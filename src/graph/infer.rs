@@ -313,7 +313,8 @@ impl Check<'_> {
             Op::SamplerStep(s) => {
                 let given = usize::from(s.noise == super::NoiseSource::Given);
                 let history = s.table.history();
-                self.count(6 + given + usize::from(history.x0_prev2) + usize::from(history.saved))?;
+                let states = usize::from(history.x0_prev2) + usize::from(history.saved);
+                self.count(6 + given + states + usize::from(s.classifier_scale.is_some()))?;
                 let x = self.image(0)?;
                 let model = x.with_batch(x.batch() * if s.guidance.is_some() { 2 } else { 1 });
                 let with_variance = model.with_channels(2 * x.channels());
@@ -325,8 +326,11 @@ impl Check<'_> {
                 if s.noise == super::NoiseSource::Given {
                     self.expect(6, "z", x)?;
                 }
+                if let Some(at) = s.gradient_operand() {
+                    self.expect(at, "gradient", x)?;
+                }
                 let mut out = vec![(x, F32), (x, F32)];
-                if s.picture {
+                if s.picture.is_some() {
                     out.push((x, DType::U8));
                 }
                 let states = [(history.x0_prev2, "second previous x_0"), (history.saved, "saved state")];
@@ -335,6 +339,35 @@ impl Check<'_> {
                     out.push((x, F32));
                 }
                 out
+            }
+            Op::PoolTokens => {
+                self.count(2)?;
+                let x = self.image(0)?;
+                self.expect(1, "positions", [x.channels(), x.pixels() + 1].into())?;
+                act([x.batch(), 1, x.pixels() + 1, x.channels()].into())
+            }
+            Op::PoolTokensGrad { size: (h, w) } => {
+                self.count(1)?;
+                let dy = self.image(0)?;
+                self.require(dy.height_width() == (1, h * w + 1), || format!("not the tokens of {h}x{w} pixels"))?;
+                act([dy.batch(), *h, *w, dy.channels()].into())
+            }
+            Op::FirstToken => {
+                self.count(1)?;
+                let x = self.image(0)?;
+                self.require(x.height_width().0 == 1, || "tokens lie in one row".into())?;
+                act([x.batch(), x.channels()].into())
+            }
+            Op::FirstTokenGrad { tokens } => {
+                self.count(1)?;
+                act([self.shape(0).batch(), 1, *tokens, self.shape(0).channels()].into())
+            }
+            Op::LogProbability => {
+                self.count(2)?;
+                let logits = self.shape(0);
+                self.require(logits.rank() == 2, || format!("logits must be [N,K], are {logits}"))?;
+                self.expect(1, "label", [logits.batch()].into())?;
+                vec![([logits.batch()].into(), F32), (logits, Act)]
             }
             Op::Advance => {
                 self.count(1)?;

@@ -250,6 +250,20 @@ impl Graph {
         Ok(outputs)
     }
 
+    /// How many nodes and parameters there are, for [`Graph::prefix_since`].
+    pub(crate) fn mark(&self) -> (usize, usize) {
+        (self.nodes.len(), self.params.len())
+    }
+
+    /// Puts `prefix` before the layer paths and parameter names of all that was appended since a mark.
+    pub(crate) fn prefix_since(&mut self, (nodes, params): (usize, usize), prefix: &str) {
+        self.nodes[nodes..].iter_mut().for_each(|node| node.scope.insert_str(0, prefix));
+        for spec in &mut self.params[params..] {
+            spec.name.insert_str(0, prefix);
+            spec.parts.iter_mut().for_each(|part| part.name.insert_str(0, prefix));
+        }
+    }
+
     /// Keeps a value readable after a run.
     pub fn keep(&mut self, value: ValueId) {
         if !self.outputs.contains(&value) {

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use crate::diffusion::{StepTable, TrainingObjective};
+use crate::levels::Levels;
 
 /// Geometry of a 2-D convolution, apart from its channels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -123,8 +124,10 @@ pub struct TimeEmbedding {
     pub dim: usize,
     /// `[cos, sin]` instead of `[sin, cos]`.
     pub flip_sin_to_cos: bool,
-    /// Frequencies are `exp(-ln(10000) i / (dim/2 - freq_shift))`.
+    /// Frequencies are `scale exp(-ln(10000) i / (dim/2 - freq_shift))`.
     pub freq_shift: f64,
+    /// Multiplies the timestep, which comes to the same as multiplying the frequencies.
+    pub scale: f64,
 }
 
 /// Where a sampling step takes its noise from.
@@ -138,8 +141,8 @@ pub enum NoiseSource {
 
 /// The fused sampling step: guidance, x_0, clipping, learned variance, noise and the update, in one pass.
 ///
-/// Operands: x, model, previous x_0, step, sample index, key, then what is used of z, second previous x_0 and saved state
-/// ([`StepTable::history`]). Results: x_next, x_0, then what is used of the picture and of both states' next values.
+/// Operands: x, model, previous x_0, step, sample index, key, then what is used of z, second previous x_0, saved state
+/// ([`StepTable::history`]) and a classifier's gradient. Results: x_next, x_0, then what is used of the picture and of both states' next values.
 #[derive(Clone, Debug)]
 pub struct SamplerStep {
     /// One row of coefficients per step.
@@ -148,9 +151,11 @@ pub struct SamplerStep {
     pub guidance: Option<f64>,
     /// Where z comes from.
     pub noise: NoiseSource,
-    /// Whether x_next as a picture is a result, too: bytes `[N, H, W, C]`, each [`crate::levels::to_byte`] of the stored
-    /// f32. It is that of every step and not of the last alone, so that the picture is x's whenever it is read.
-    pub picture: bool,
+    /// Whether x_next as a picture is a result, too: bytes `[N, H, W, C]`, each [`Levels::byte`] of the stored f32. It is that of
+    /// every step and not of the last alone, so that the picture is x's whenever it is read.
+    pub picture: Option<Levels>,
+    /// Scale of a classifier's gradient, which then is the last operand.
+    pub classifier_scale: Option<f64>,
 }
 
 impl SamplerStep {
@@ -161,7 +166,15 @@ impl SamplerStep {
 
     /// Positions of both states' next values among the results.
     pub fn history_results(&self) -> [Option<usize>; 2] {
-        self.history_from(2 + usize::from(self.picture))
+        self.history_from(2 + usize::from(self.picture.is_some()))
+    }
+
+    /// Position of a classifier's gradient among the operands.
+    pub fn gradient_operand(&self) -> Option<usize> {
+        let history = self.table.history();
+        let given = usize::from(self.noise == NoiseSource::Given);
+        let states = usize::from(history.x0_prev2) + usize::from(history.saved);
+        self.classifier_scale.map(|_| 6 + given + states)
     }
 
     fn history_from(&self, first: usize) -> [Option<usize>; 2] {
@@ -352,6 +365,23 @@ pub enum Op {
     },
     /// `x, model, x0_prev, step [1], sample_index [N], key [2], (z) -> x_next, x0, (picture)`.
     SamplerStep(SamplerStep),
+    /// `x [N,H,W,C], positions [C,T+1] -> [N,1,T+1,C]`, T = H·W: the mean of the pixels, then each of them, plus a vector for
+    /// each place. The tokens of ADM's attention pool.
+    PoolTokens,
+    /// `dy [N,1,T+1,C] -> dx [N,H,W,C]`.
+    PoolTokensGrad {
+        /// H and W of x.
+        size: (usize, usize),
+    },
+    /// `[N,1,T,C] -> [N,C]`: the first token.
+    FirstToken,
+    /// `dy [N,C] -> [N,1,T,C]`: zeros but for the first token.
+    FirstTokenGrad {
+        /// T.
+        tokens: usize,
+    },
+    /// `logits [N,K], label [N] -> log p [N], dlogits [N,K]`: the log-probability of a class, and its gradient.
+    LogProbability,
     /// `step [1] -> step + 1`.
     Advance,
     /// `gradients.. -> [1]`: the 2-norm over every gradient.
@@ -401,6 +431,11 @@ impl Op {
             Op::DiffusionLoss { .. } => "diffusion_loss",
             Op::StepTimestep { .. } => "step_timestep",
             Op::SamplerStep(_) => "sampler_step",
+            Op::PoolTokens => "pool_tokens",
+            Op::PoolTokensGrad { .. } => "pool_tokens_grad",
+            Op::FirstToken => "first_token",
+            Op::FirstTokenGrad { .. } => "first_token_grad",
+            Op::LogProbability => "log_probability",
             Op::Advance => "advance",
             Op::GlobalNorm => "global_norm",
             Op::AdamW(_) => "adamw",

@@ -38,6 +38,9 @@ impl Op {
             | Op::SumPixels
             | Op::AbsMax
             | Op::Affine { .. } => vec![Act],
+            Op::PoolTokens => vec![Act, F32],
+            Op::PoolTokensGrad { .. } | Op::FirstToken | Op::FirstTokenGrad { .. } => vec![Act],
+            Op::LogProbability => vec![Act, I32],
             Op::Concat | Op::SiluGrad | Op::Add | Op::AddPerImage => vec![Act, Act],
             Op::DivideByTime => vec![Act, F32],
             Op::Dropout { .. } => vec![Act, I32, I32],
@@ -48,7 +51,8 @@ impl Op {
             Op::SamplerStep(s) => {
                 let history = s.table.history();
                 let more = some(s.noise == NoiseSource::Given) + some(history.x0_prev2) + some(history.saved);
-                [vec![F32, Act, F32, I32, I32, I32], vec![F32; more]].concat()
+                let gradient = vec![Act; some(s.classifier_scale.is_some())];
+                [vec![F32, Act, F32, I32, I32, I32], vec![F32; more], gradient].concat()
             }
             Op::GlobalNorm | Op::AdamW(_) => vec![F32; operands],
         }

@@ -37,4 +37,4 @@ pub use pixels::ImageBatch;
 pub use tensor::{DataView, HostTensor, TensorData, TensorView, check_finite};
 pub(crate) use tensor_file::nearest_name;
 pub use tensor_file::{TensorFile, TensorInfo};
-pub use weights::WeightSource;
+pub use weights::{Alias, RowBlocks, WeightSource};

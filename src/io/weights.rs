@@ -1,13 +1,13 @@
 //! Finding the weights in a model folder, in the layouts that diffusers writes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 
 use super::safetensors::json_offset;
 use super::tensor_file::missing_tensor;
-use super::{FileError, HostTensor, TensorFile, TensorInfo};
+use super::{FileError, TensorFile, TensorInfo};
 
 const STEM: &str = "diffusion_pytorch_model";
 /// A list of names; the largest published models need a few hundred KiB.
@@ -18,8 +18,62 @@ const MAX_INDEX: u64 = 64 << 20;
 pub struct WeightSource {
     path: PathBuf,
     files: Vec<TensorFile>,
-    /// Tensor name to position in `files`.
-    tensors: BTreeMap<String, usize>,
+    tensors: BTreeMap<String, Entry>,
+    /// What aliases are called in the files' own convention, also where the file lacks them.
+    own_names: BTreeMap<String, String>,
+}
+
+/// Where a tensor is.
+#[derive(Clone, Debug)]
+struct Entry {
+    /// Position in [`WeightSource::files`].
+    file: usize,
+    /// Its name in the file.
+    name: String,
+    /// The rows that are meant, with what the file says of a tensor of these alone; `None` for all of them.
+    rows: Option<(RowBlocks, TensorInfo)>,
+}
+
+impl Entry {
+    fn whole(file: usize, name: &str) -> Self {
+        Self { file, name: name.to_string(), rows: None }
+    }
+}
+
+/// A tensor of a file under another name, or some of its rows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Alias {
+    /// The name it is asked for by.
+    pub name: String,
+    /// The name in the file.
+    pub file_name: String,
+    /// Which rows, unless all.
+    pub rows: Option<RowBlocks>,
+}
+
+/// Equally long blocks of rows at equal distances: `first + k stride .. first + k stride + len` for every k.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RowBlocks {
+    /// First row of the first block.
+    pub first: usize,
+    /// Rows of a block.
+    pub len: usize,
+    /// Rows from the beginning of a block to that of the next; all rows together are a multiple of it.
+    pub stride: usize,
+}
+
+impl RowBlocks {
+    /// How many of `rows` rows these are, or `None` if they do not fit.
+    fn count(&self, rows: usize) -> Option<usize> {
+        let fits = self.stride > 0 && self.first + self.len <= self.stride && rows.is_multiple_of(self.stride);
+        fits.then(|| rows / self.stride * self.len)
+    }
+
+    fn gather(&self, rows: usize, data: &[f32]) -> Vec<f32> {
+        let row = data.len() / rows.max(1);
+        let block = |block: &[f32]| block[self.first * row..][..self.len * row].to_vec();
+        data.chunks_exact(self.stride * row).flat_map(block).collect()
+    }
 }
 
 impl WeightSource {
@@ -61,8 +115,8 @@ impl WeightSource {
 
     fn single(path: &Path) -> Result<Self, FileError> {
         let file = TensorFile::open(path)?;
-        let tensors = file.names().map(|name| (name.to_string(), 0)).collect();
-        Ok(Self { path: path.to_path_buf(), files: vec![file], tensors })
+        let tensors = file.names().map(|name| (name.to_string(), Entry::whole(0, name))).collect();
+        Ok(Self { path: path.to_path_buf(), files: vec![file], tensors, own_names: BTreeMap::new() })
     }
 
     fn sharded(index: &Path) -> Result<Self, FileError> {
@@ -83,9 +137,35 @@ impl WeightSource {
             if !held {
                 return Err(FileError::ShardLacksTensor { index: index.to_path_buf(), tensor, shard });
             }
-            tensors.insert(tensor, position);
+            let entry = Entry::whole(position, &tensor);
+            tensors.insert(tensor, entry);
         }
-        Ok(Self { path: index.to_path_buf(), files, tensors })
+        Ok(Self { path: index.to_path_buf(), files, tensors, own_names: BTreeMap::new() })
+    }
+
+    /// Lets tensors be asked for under other names. A tensor that no alias means keeps its name.
+    pub fn rename(&mut self, aliases: &[Alias]) {
+        let old = std::mem::take(&mut self.tensors);
+        for alias in aliases {
+            self.own_names.insert(alias.name.clone(), alias.file_name.clone());
+            let Some(found) = old.get(&alias.file_name) else { continue };
+            let mut entry = Entry::whole(found.file, &found.name);
+            if let (Some(rows), Ok(info)) = (alias.rows, self.files[found.file].info(&found.name))
+                && let Some((&all, rest)) = info.shape.split_first()
+                && let Some(count) = rows.count(all)
+            {
+                let shape = std::iter::once(count).chain(rest.iter().copied()).collect();
+                entry.rows = Some((rows, TensorInfo { shape, ..info.clone() }));
+            }
+            self.tensors.insert(alias.name.clone(), entry);
+        }
+        let used: BTreeSet<&str> = aliases.iter().map(|alias| alias.file_name.as_str()).collect();
+        self.tensors.extend(old.into_iter().filter(|(name, _)| !used.contains(name.as_str())));
+    }
+
+    /// The name of a tensor in the convention of the file, whether or not the file has it.
+    pub fn own_name<'a>(&'a self, name: &'a str) -> &'a str {
+        self.own_names.get(name).map_or(name, String::as_str)
     }
 
     /// Forgets every tensor of these names.
@@ -115,15 +195,11 @@ impl WeightSource {
     /// # Errors
     /// [`FileError::MissingTensor`].
     pub fn info(&self, name: &str) -> Result<&TensorInfo, FileError> {
-        self.file_of(name)?.info(name)
-    }
-
-    /// Reads a tensor; see [`TensorFile::get`].
-    ///
-    /// # Errors
-    /// Those of [`TensorFile::get`].
-    pub fn get(&self, name: &str) -> Result<HostTensor, FileError> {
-        self.file_of(name)?.get(name)
+        let entry = self.entry(name)?;
+        match &entry.rows {
+            Some((_, info)) => Ok(info),
+            None => self.files[entry.file].info(&entry.name),
+        }
     }
 
     /// Reads a float tensor of a known shape with finite elements; see [`TensorFile::get_f32`].
@@ -131,14 +207,23 @@ impl WeightSource {
     /// # Errors
     /// Those of [`TensorFile::get_f32`].
     pub fn get_f32(&self, name: &str, expected: &[usize]) -> Result<Vec<f32>, FileError> {
-        self.file_of(name)?.get_f32(name, expected)
+        let entry = self.entry(name)?;
+        let file = &self.files[entry.file];
+        let Some((rows, info)) = &entry.rows else { return file.get_f32(&entry.name, expected) };
+        if info.shape != expected {
+            return Err(FileError::Shape {
+                path: file.path().to_path_buf(),
+                tensor: entry.name.clone(),
+                expected: expected.to_vec(),
+                actual: info.shape.clone(),
+            });
+        }
+        let whole = file.info(&entry.name)?.shape.clone();
+        Ok(rows.gather(whole[0], &file.get_f32(&entry.name, &whole)?))
     }
 
-    fn file_of(&self, name: &str) -> Result<&TensorFile, FileError> {
-        self.tensors
-            .get(name)
-            .and_then(|&position| self.files.get(position))
-            .ok_or_else(|| missing_tensor(&self.path, name, self.names()))
+    fn entry(&self, name: &str) -> Result<&Entry, FileError> {
+        self.tensors.get(name).ok_or_else(|| missing_tensor(&self.path, name, self.names()))
     }
 }
 
@@ -225,7 +310,7 @@ mod tests {
         assert!(WeightSource::open(source.path()).is_ok());
         assert_eq!(source.info("b").unwrap().shape, [2]);
         assert_eq!(source.get_f32("b", &[2]).unwrap(), [2.0, 3.0]);
-        assert!(matches!(source.get("c"), Err(FileError::MissingTensor { count: 2, .. })));
+        assert!(matches!(source.info("c"), Err(FileError::MissingTensor { count: 2, .. })));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use super::ModelError;
 use crate::backend::{Executable, Store};
 use crate::graph::{ParamId, ParamPart, ParamSpec};
 use crate::io::{TensorView, WeightSource, nearest_name};
+use crate::unet::CLASSIFIER_PREFIX;
 
 /// Names of the attention's projections before diffusers 0.15.
 const LEGACY: [(&str, &str); 4] =
@@ -38,7 +39,11 @@ fn match_names(params: &[ParamSpec], source: &WeightSource) -> Result<Match, Mod
             };
             let shape = &source.info(&name)?.shape;
             if !same_shape(shape, &part.file_shape) {
-                misshapen.push(format!("{name}: the file has {shape:?}, the configuration {:?}", part.file_shape));
+                misshapen.push(format!(
+                    "{}: the file has {shape:?}, the configuration {:?}",
+                    source.own_name(&name),
+                    part.file_shape
+                ));
             }
             used.insert(name.clone());
             parts.push(name);
@@ -58,13 +63,16 @@ pub(super) fn file_names(params: &[ParamSpec], source: &WeightSource) -> Result<
     // A name of the file that nothing asked for, of the same shape, is likely the same tensor.
     let describe = |part: &ParamPart| {
         let same = |name: &&str| source.info(name).is_ok_and(|info| same_shape(&info.shape, &part.file_shape));
-        let alike = nearest_name(&part.name, unexpected.iter().map(String::as_str).filter(same));
+        let own = source.own_name(&part.name);
+        let alike = nearest_name(own, unexpected.iter().map(String::as_str).filter(same));
         let hint = alike.map_or(String::new(), |name| format!(" (did you mean {name}?)"));
-        format!("{} {:?}{hint}", part.name, part.file_shape)
+        format!("{own} {:?}{hint}", part.file_shape)
     };
     let shown = |i: usize| i < super::SHOWN;
     let missing = missing.iter().enumerate();
-    let missing = missing.map(|(i, part)| if shown(i) { describe(part) } else { part.name.clone() }).collect();
+    let missing = missing
+        .map(|(i, part)| if shown(i) { describe(part) } else { source.own_name(&part.name).to_string() })
+        .collect();
     Err(ModelError::Mismatch { path: source.path().to_path_buf(), missing, unexpected, misshapen })
 }
 
@@ -102,13 +110,31 @@ pub fn read_weights(params: &[ParamSpec], source: &WeightSource) -> Result<Vec<V
         .collect()
 }
 
-/// Loads a weights file into an executable.
+/// Loads a weights file into an executable: all parameters but those of a classifier that guides.
 ///
 /// # Errors
 /// As [`read_weights`].
 pub fn bind_weights(exe: &mut dyn Executable, source: &WeightSource) -> Result<(), ModelError> {
-    let params = exe.plan().graph().params().to_vec();
-    for (i, data) in read_weights(&params, source)?.iter().enumerate() {
+    bind(exe, source, |spec| !spec.name.starts_with(CLASSIFIER_PREFIX))
+}
+
+/// Loads the weights of a classifier into an executable: its parameters alone.
+///
+/// # Errors
+/// As [`read_weights`].
+pub fn bind_classifier(exe: &mut dyn Executable, source: &WeightSource) -> Result<(), ModelError> {
+    bind(exe, source, |spec| spec.name.starts_with(CLASSIFIER_PREFIX))
+}
+
+fn bind(
+    exe: &mut dyn Executable,
+    source: &WeightSource,
+    belongs: impl Fn(&ParamSpec) -> bool,
+) -> Result<(), ModelError> {
+    let all = exe.plan().graph().params();
+    let (places, params): (Vec<usize>, Vec<ParamSpec>) =
+        all.iter().enumerate().filter(|(_, spec)| belongs(spec)).map(|(i, spec)| (i, spec.clone())).unzip();
+    for (i, data) in places.into_iter().zip(&read_weights(&params, source)?) {
         exe.write_param(Store::Params, ParamId::new(i), data)?;
     }
     Ok(())

@@ -7,8 +7,11 @@ use serde_json::Value;
 
 use super::ModelError;
 use super::bind::file_names;
-use super::folder::{open_network_leniently, pipeline_index, read_config, read_first, write_text};
-use crate::diffusion::SchedulerConfig;
+use super::expressible::expressed;
+use super::folder::{
+    ModelFolder, OpenOptions, open_network_leniently, pipeline_index, read_config, read_first, write_text,
+};
+use crate::diffusion::{SamplerKind, SchedulerConfig};
 use crate::io::atomic_folder::{AtomicFolder, Replace, locate};
 use crate::io::{DataView, FileError, TensorView, WeightSource, safetensors_write};
 use crate::program::parameters;
@@ -46,20 +49,38 @@ pub struct Converted {
 /// [`ModelError`]; [`FileError::WouldOverwrite`] if the destination is there and not empty, [`FileError::Unwritable`] for a weight that
 /// f16 cannot hold.
 pub fn convert(source: &Path, destination: &Path, stored: StoredAs, lenient: bool) -> Result<Converted, ModelError> {
+    convert_with(source, destination, stored, &OpenOptions { lenient, ..OpenOptions::default() })
+}
+
+/// As [`convert`], also of checkpoints of guided-diffusion where UNet2DModel can be their network.
+///
+/// # Errors
+/// As [`convert`]; [`ModelError::Config`] for a network that UNet2DModel cannot be, naming the key that it lacks.
+pub fn convert_with(
+    source: &Path,
+    destination: &Path,
+    stored: StoredAs,
+    options: &OpenOptions,
+) -> Result<Converted, ModelError> {
     let source = locate(source);
-    if !source.is_dir() {
+    let (config, weights, warnings, scheduler) = if options.adm_flags(&source)?.is_some() {
+        let (model, warnings) = ModelFolder::open_with(&source, options)?;
+        // The class that has every key which the training of the network decided.
+        let scheduler = model.scheduler.with_sampler(SamplerKind::Ddpm);
+        let scheduler = Scheduler { class: scheduler.sampler.class_name().into(), text: scheduler.to_json() };
+        (model.config.clone(), model.weights()?, warnings, Some(scheduler))
+    } else if !source.is_dir() {
         return Err(ModelError::NoFolder { folder: source });
-    }
-    let (config, weights, warnings) = if lenient {
+    } else if options.lenient {
         let found = open_network_leniently(&source)?;
-        (found.config, found.weights, found.warnings)
+        (found.config, found.weights, found.warnings, read_scheduler(&source)?)
     } else {
-        (read_config(&source)?.0, WeightSource::open(&source)?, Vec::new())
+        (read_config(&source)?.0, WeightSource::open(&source)?, Vec::new(), read_scheduler(&source)?)
     };
     let refused = |error| ModelError::Config { path: source.clone(), source: error };
+    let config = expressed(&config).map_err(refused)?;
     let params = parameters(&config).map_err(refused)?;
     let names = file_names(&params, &weights)?;
-    let scheduler = read_scheduler(&source)?;
 
     let folder = AtomicFolder::create(destination, Replace::IfEmpty)?;
     let unet = match &scheduler {

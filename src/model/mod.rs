@@ -1,7 +1,10 @@
 //! Models as their users have them: a folder with a configuration, weights and a scheduler's settings.
 
+pub mod adm;
 mod bind;
+mod classifier;
 mod convert;
+mod expressible;
 mod fingerprint;
 mod folder;
 
@@ -9,9 +12,10 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
-pub use bind::{bind_weights, read_weights, unexpected_tensors, write_weights};
-pub use convert::{Converted, StoredAs, convert};
-pub use folder::{Lenient, ModelFolder, open_network_leniently, read_config, save_model};
+pub use bind::{bind_classifier, bind_weights, read_weights, unexpected_tensors, write_weights};
+pub use classifier::ClassifierModel;
+pub use convert::{Converted, StoredAs, convert, convert_with};
+pub use folder::{Lenient, ModelFolder, OpenOptions, open_network_leniently, read_config, save_model};
 
 use crate::backend::BackendError;
 use crate::diffusion::DiffusionError;
@@ -25,7 +29,11 @@ pub enum ModelError {
     #[error(transparent)]
     File(#[from] FileError),
     /// There is nothing of that name.
-    #[error("there is no folder {}; name a model folder, as `warpdiff train --out` or diffusers write one", folder.display())]
+    #[error(
+        "there is no folder {}; name a model folder, as `warpdiff train --out` or diffusers write one, or a .pt file of \
+         guided-diffusion",
+        folder.display()
+    )]
     NoFolder {
         /// The name that was given.
         folder: PathBuf,
@@ -39,6 +47,22 @@ pub enum ModelError {
         first: &'static str,
         /// The alternative.
         second: &'static str,
+    },
+    /// Flags of guided-diffusion or improved-diffusion are refused.
+    #[error("{origin}: {problem}")]
+    Flags {
+        /// The file or option that they come from.
+        origin: String,
+        /// What is wrong, and what would be right.
+        problem: String,
+    },
+    /// Nothing says which of several files is meant.
+    #[error("{} {problem}", folder.display())]
+    Choice {
+        /// The folder.
+        folder: PathBuf,
+        /// What there is, and how to choose.
+        problem: String,
     },
     /// The model's configuration is refused.
     #[error("{}: {source}", path.display())]
@@ -91,7 +115,7 @@ fn list(missing: &[String], unexpected: &[String], misshapen: &[String]) -> Stri
             text += &format!("\n    ... and {} more", names.len() - SHOWN);
         }
     }
-    text += "\n  check that config.json and the weights come from the same model";
+    text += "\n  check that configuration and weights come from the same model";
     if missing.is_empty() && misshapen.is_empty() {
         text += ", or ignore the unexpected tensors with --lenient";
     }

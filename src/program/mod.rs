@@ -1,14 +1,16 @@
 //! The graphs that the loops replay: one forward pass, one sampling step, one training step.
 
+mod classifier;
 mod forward;
 mod sampling;
 mod training;
 
+pub use classifier::ClassifierProgram;
 pub use forward::ForwardProgram;
-pub use sampling::{SamplingOptions, SamplingProgram};
+pub use sampling::{Guide, SamplingOptions, SamplingProgram};
 pub use training::{Given, TrainingInputs, TrainingOptions, TrainingProgram};
 
-use crate::graph::{DType, Graph, ParamSpec, ValueId};
+use crate::graph::{DType, Graph, Op, ParamSpec, ValueId};
 use crate::unet::{ClassEmbedding, ClassInput, ConfigError, UNetConfig};
 
 /// Batch size and image size of a program.
@@ -59,14 +61,32 @@ fn class_value(class: Option<ClassInput>) -> Option<ValueId> {
     })
 }
 
+/// The network's input: x_t as an activation, with the condition's channels behind it where the model has one. The second
+/// result is the input that takes the condition, f32 `[N, H, W, condition_channels]`.
+fn with_condition(
+    graph: &mut Graph,
+    config: &UNetConfig,
+    batch: Batch,
+    x: ValueId,
+    to_act: &Op,
+) -> Result<(ValueId, Option<ValueId>), ConfigError> {
+    if config.condition_channels == 0 {
+        return Ok((x, None));
+    }
+    let shape = [batch.n, batch.h, batch.w, config.condition_channels];
+    let condition = graph.input("condition", shape, DType::F32);
+    let activation = graph.apply(to_act.clone(), &[condition])?;
+    Ok((graph.apply(Op::Concat, &[x, activation])?, Some(condition)))
+}
+
 /// Channels of the image: those of the output, without variance channels.
 fn check_channels(config: &UNetConfig) -> Result<(), ConfigError> {
-    let (i, o) = (config.in_channels, config.out_channels);
+    let (i, o) = (config.image_channels(), config.out_channels);
     if o == i || o == 2 * i {
         return Ok(());
     }
     Err(ConfigError::Invalid {
         key: "out_channels",
-        detail: format!("{o} is neither in_channels = {i} nor twice that (a learned variance)"),
+        detail: format!("{o} is neither the {i} channels of the image nor twice that (a learned variance)"),
     })
 }

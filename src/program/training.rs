@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Batch, check_channels, class_input, class_value};
+use super::{Batch, check_channels, class_input, class_value, with_condition};
 use crate::diffusion::TrainingObjective;
 use crate::graph::autodiff::backward;
 use crate::graph::op::{LossNoise, Noising};
@@ -16,6 +16,8 @@ pub enum TrainingInputs {
     Drawn,
     /// Given by the caller.
     Given,
+    /// Given by the caller, with other times for the network than those of the loss: those of a respaced chain.
+    GivenRespaced,
 }
 
 /// How to train.
@@ -29,15 +31,17 @@ pub struct TrainingOptions {
     pub inputs: TrainingInputs,
 }
 
-/// Operands of [`TrainingInputs::Given`].
+/// Operands of [`TrainingInputs::Given`] and [`TrainingInputs::GivenRespaced`].
 #[derive(Clone, Copy, Debug)]
 pub struct Given {
     /// x_t `[N, H, W, C]`.
     pub x_t: ValueId,
     /// eps `[N, H, W, C]`.
     pub eps: ValueId,
-    /// t `[N]`.
+    /// t `[N]`, of the loss.
     pub t: ValueId,
+    /// t `[N]`, of the network; the same value unless the inputs are [`TrainingInputs::GivenRespaced`].
+    pub network_t: ValueId,
 }
 
 /// One training step as a program.
@@ -57,6 +61,8 @@ pub struct TrainingProgram {
     pub hyper: ValueId,
     /// Inputs that replace the drawn ones.
     pub given: Option<Given>,
+    /// The condition `[N, H, W, condition_channels]`, where the model has one.
+    pub condition: Option<ValueId>,
     /// (loss, L_simple, bound) of each example `[N, 3]`.
     pub losses: ValueId,
     /// Global norm of the gradients before clipping, `[1]`.
@@ -73,18 +79,19 @@ impl TrainingProgram {
     pub fn new(config: &UNetConfig, batch: Batch, options: &TrainingOptions) -> Result<Self, ConfigError> {
         check_channels(config)?;
         let objective = &options.objective;
-        if objective.learned_variance() != (config.out_channels == 2 * config.in_channels) {
+        if objective.learned_variance() != (config.out_channels == 2 * config.image_channels()) {
             return Err(ConfigError::Invalid {
                 key: "out_channels",
                 detail: format!(
                     "{} output channels for {} image channels do not fit the variance type: learned variances need \
                      twice the channels, fixed ones as many",
-                    config.out_channels, config.in_channels
+                    config.out_channels,
+                    config.image_channels()
                 ),
             });
         }
         let mut graph = Graph::new();
-        let shape = [batch.n, batch.h, batch.w, config.in_channels];
+        let shape = [batch.n, batch.h, batch.w, config.image_channels()];
         let x0 = graph.input("x0", shape, DType::F32);
         let example_index = graph.input("example_index", [batch.n], DType::I32);
         let key = graph.input("key", [2], DType::I32);
@@ -97,15 +104,21 @@ impl TrainingProgram {
                 let drawn = graph.push(noising, &[x0, example_index, key])?;
                 (drawn[0], drawn[1], None)
             }
-            TrainingInputs::Given => {
+            TrainingInputs::Given | TrainingInputs::GivenRespaced => {
                 let x_t = graph.input("x_t", shape, DType::F32);
                 let eps = graph.input("eps", shape, DType::F32);
                 let t = graph.input("t", [batch.n], DType::F32);
-                (graph.apply(Op::ToAct, &[x_t])?, t, Some(Given { x_t, eps, t }))
+                let network_t = match options.inputs {
+                    TrainingInputs::GivenRespaced => graph.input("network_t", [batch.n], DType::F32),
+                    _ => t,
+                };
+                (graph.apply(Op::ToAct, &[x_t])?, t, Some(Given { x_t, eps, t, network_t }))
             }
         };
         let dropout = Some(DropoutInputs { example_index, key });
-        let net = build(&mut graph, config, UNetInputs { x: network_x, t, class, dropout })?;
+        let (network_x, condition) = with_condition(&mut graph, config, batch, network_x, &Op::ToAct)?;
+        let network_t = given.map_or(t, |given| given.network_t);
+        let net = build(&mut graph, config, UNetInputs { x: network_x, t: network_t, class, dropout })?;
         let (noise, [a, b]) = match given {
             Some(g) => (LossNoise::Given, [g.x_t, g.eps]),
             None => (LossNoise::Redrawn, [example_index, key]),
@@ -136,6 +149,7 @@ impl TrainingProgram {
             class: class_value(class),
             hyper,
             given,
+            condition,
             losses: loss[0],
             grad_norm,
             out: net.out,

@@ -7,6 +7,7 @@
 //! operation.
 
 mod attention;
+mod classifier;
 mod conv;
 mod norm;
 mod pointwise;
@@ -265,6 +266,11 @@ fn eval(op: &Op, x: &[Tensor], out: &[Shape]) -> Vec<Vec<f64>> {
         Op::StepTimestep { table, batch } => sampling::timestep(table, *batch, x[0]),
         Op::SamplerStep(s) => sampling::step(s, x),
         Op::Advance => vec![vec![x[0].data[0] + 1.0]],
+        Op::PoolTokens
+        | Op::PoolTokensGrad { .. }
+        | Op::FirstToken
+        | Op::FirstTokenGrad { .. }
+        | Op::LogProbability => classifier::eval(op, x, out[0]),
         _ => vec![pointwise::eval(op, x, out[0])],
     }
 }

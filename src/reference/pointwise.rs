@@ -118,7 +118,8 @@ fn fir(f: &Fir, x: Tensor, out: Shape) -> Vec<f64> {
 
 fn time_embedding(e: &TimeEmbedding, t: &[f64]) -> Vec<f64> {
     let half = e.dim / 2;
-    let angle = |t: f64, i: usize| t * (-(10_000f64.ln()) * i as f64 / (half as f64 - e.freq_shift)).exp();
+    let frequency = |i: usize| (-(10_000f64.ln()) * i as f64 / (half as f64 - e.freq_shift)).exp();
+    let angle = |t: f64, i: usize| e.scale * t * frequency(i);
     t.iter()
         .flat_map(|&t| {
             (0..e.dim).map(move |i| match (i / half.max(1), e.flip_sin_to_cos) {

@@ -5,7 +5,6 @@ use crate::diffusion::StepTable;
 use crate::diffusion::step_table::ImageStates;
 use crate::graph::NoiseSource;
 use crate::graph::op::SamplerStep;
-use crate::levels::to_byte;
 use crate::rng::{Sequence, Stream};
 
 pub(super) fn timestep(table: &StepTable, batch: usize, step: Tensor) -> Vec<Vec<f64>> {
@@ -13,7 +12,7 @@ pub(super) fn timestep(table: &StepTable, batch: usize, step: Tensor) -> Vec<Vec
     vec![vec![f64::from(row.timestep); batch]]
 }
 
-/// Inputs: x, model, x0_prev, step, sample_index, key, (z), (x0_prev2), (saved).
+/// Inputs: x, model, x0_prev, step, sample_index, key, (z), (x0_prev2), (saved), (gradient).
 pub(super) fn step(s: &SamplerStep, t: &[Tensor]) -> Vec<Vec<f64>> {
     let (mut x, mut x0) = (t[0].data.to_vec(), t[2].data.to_vec());
     let mut history = s.history_operands().map(|at| at.map_or(Vec::new(), |at| t[at].data.to_vec()));
@@ -46,10 +45,14 @@ pub(super) fn step(s: &SamplerStep, t: &[Tensor]) -> Vec<Vec<f64>> {
             })
             .collect();
         let [x0_prev2, saved] = history.each_mut().map(|state| state.chunks_mut(sample).nth(n).unwrap_or_default());
-        s.table.step_states(step, ImageStates { x, x0_prev: x0, x0_prev2, saved }, &model, &v, &z);
+        let gradient: Vec<f64> = match (s.gradient_operand(), s.classifier_scale) {
+            (Some(at), Some(scale)) => t[at].data[n * sample..][..sample].iter().map(|g| scale * g).collect(),
+            _ => Vec::new(),
+        };
+        s.table.step_states(step, ImageStates { x, x0_prev: x0, x0_prev2, saved }, &model, &v, &z, &gradient);
     }
     // Of the f32 that a reader of x gets, so that both show the same picture.
-    let picture = s.picture.then(|| x.iter().map(|&x| f64::from(to_byte(x as f32))).collect());
+    let picture = s.picture.map(|levels| x.iter().map(|&x| f64::from(levels.byte(x as f32))).collect());
     let used = history.into_iter().filter(|state| !state.is_empty());
     [x, x0].into_iter().chain(picture).chain(used).collect()
 }

@@ -1,6 +1,6 @@
 //! Scales of fp8: the largest input of each convolution along a short run of the sampler.
 
-use super::{SampleError, SampleOptions, Sampler};
+use super::{Conditions, SampleError, SampleOptions, Sampler};
 use crate::backend::Backend;
 use crate::backend::gpu::fp8::{Fp8Scales, Measuring};
 use crate::model::ModelFolder;
@@ -26,7 +26,7 @@ pub fn calibrate(
     let steps = CALIBRATION_STEPS.min(options.steps);
     let short = SampleOptions { steps, eta: 0.0, batch: CALIBRATION_SAMPLES, ..options.clone() };
     let mut measuring = None;
-    let mut sampler = Sampler::with_plan(model, short, backend, |plan| {
+    let mut sampler = Sampler::with_plan(model, short, Conditions::default(), backend, |plan| {
         let made = Measuring::new(&plan)?;
         let plan = made.plan.clone();
         measuring = Some(made);

@@ -23,7 +23,19 @@ impl LabelChoice {
             let kind = "the model is conditioned on numbers or vectors, not on classes; sample it through the library";
             return Err(SampleError::Condition(kind.into()));
         }
-        match (config.classes(), self) {
+        self.of_classes(config.classes(), indices)
+    }
+
+    /// The label of each sample of `indices` among so many classes, or `None` where there are none.
+    ///
+    /// # Errors
+    /// A label beyond them.
+    pub(super) fn of_classes(
+        self,
+        classes: Option<usize>,
+        indices: std::ops::Range<usize>,
+    ) -> Result<Option<Vec<u32>>, SampleError> {
+        match (classes, self) {
             (None, LabelChoice::Balanced) => Ok(None),
             (None, LabelChoice::Only(_)) => {
                 Err(SampleError::Condition("the model is not class-conditional; leave out the label".into()))

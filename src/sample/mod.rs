@@ -1,6 +1,7 @@
 //! The sampling loop: batches of samples from a model folder.
 
 mod calibrate;
+mod conditions;
 mod edit;
 mod labels;
 mod sampler;
@@ -11,6 +12,7 @@ mod walk;
 use thiserror::Error;
 
 pub use calibrate::{CALIBRATION_SAMPLES, CALIBRATION_STEPS, calibrate};
+pub use conditions::{Conditions, LowRes};
 pub use edit::{EditOptions, Editor};
 pub use labels::LabelChoice;
 pub use sampler::{OnStep, SampleOptions, Sampler, Visited};

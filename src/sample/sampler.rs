@@ -3,14 +3,15 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{Drawn, LabelChoice, SampleError};
+use super::{Conditions, Drawn, LabelChoice, SampleError};
 use crate::backend::snapshot::Snapshot;
 use crate::backend::{Backend, Executable};
-use crate::diffusion::{SchedulerConfig, StepTable};
+use crate::diffusion::{Compat, SchedulerConfig, StepTable};
 use crate::graph::{NoiseSource, Plan};
 use crate::layout::nhwc_to_nchw;
-use crate::model::{ModelFolder, bind_weights};
-use crate::program::{Batch, SamplingOptions, SamplingProgram};
+use crate::levels::Levels;
+use crate::model::{ModelFolder, bind_classifier, bind_weights};
+use crate::program::{Batch, Guide, SamplingOptions, SamplingProgram};
 use crate::rng::{Sequence, Stream, split_seed};
 use crate::unet::UNetConfig;
 
@@ -50,6 +51,7 @@ pub struct Visited {
 pub struct Sampler {
     config: UNetConfig,
     options: SampleOptions,
+    conditions: Conditions,
     program: SamplingProgram,
     exe: Box<dyn Executable>,
     batch: Batch,
@@ -62,13 +64,27 @@ impl Sampler {
     /// # Errors
     /// [`SampleError`]: a model that cannot be loaded, a sampler or a guidance that does not fit it.
     pub fn new(model: &ModelFolder, options: SampleOptions, backend: &dyn Backend) -> Result<Self, SampleError> {
-        Self::with_plan(model, options, backend, Ok)
+        Self::with_conditions(model, options, Conditions::default(), backend)
+    }
+
+    /// As [`Sampler::new`], with a classifier that guides or images that are enlarged.
+    ///
+    /// # Errors
+    /// As [`Sampler::new`]; conditions that the model needs and that are missing, or that do not fit it.
+    pub fn with_conditions(
+        model: &ModelFolder,
+        options: SampleOptions,
+        conditions: Conditions,
+        backend: &dyn Backend,
+    ) -> Result<Self, SampleError> {
+        Self::with_plan(model, options, conditions, backend, Ok)
     }
 
     /// As [`Sampler::new`], with a plan that computes more than the sampler's own.
     pub(super) fn with_plan(
         model: &ModelFolder,
         options: SampleOptions,
+        conditions: Conditions,
         backend: &dyn Backend,
         extend: impl FnOnce(Plan) -> Result<Plan, SampleError>,
     ) -> Result<Self, SampleError> {
@@ -77,7 +93,8 @@ impl Sampler {
         if options.batch == 0 {
             return Err(SampleError::Count("the batch size must be at least 1".into()));
         }
-        options.labels.labels(&config, 0..1)?;
+        check_conditions(&config, &conditions)?;
+        labels(&config, &options, &conditions, 0..1)?;
         let guided = options.guidance != 1.0;
         if !options.guidance.is_finite() {
             return Err(SampleError::Condition(format!("the guidance scale {} is not finite", options.guidance)));
@@ -92,15 +109,25 @@ impl Sampler {
         let table = Arc::new(StepTable::build(&options.scheduler, options.steps, options.eta)?);
         let batch = Batch { n: options.batch, h, w };
         let sampling = SamplingOptions {
-            table: Arc::clone(&table),
             guidance: guided.then_some(options.guidance),
-            noise: NoiseSource::Philox,
+            levels: match options.scheduler.compat {
+                Compat::GuidedDiffusion => Levels::Truncated,
+                Compat::Paper | Compat::Diffusers => Levels::Rounded,
+            },
+            classifier: conditions
+                .classifier
+                .as_ref()
+                .map(|(classifier, scale)| Guide { config: classifier.config.clone(), scale: *scale }),
+            ..SamplingOptions::new(Arc::clone(&table), NoiseSource::Philox)
         };
         let program = SamplingProgram::new(&config, batch, &sampling)?;
         let mut exe = backend.compile(extend(program.plan.clone())?)?;
         bind_weights(exe.as_mut(), &model.weights()?)?;
+        if let Some((classifier, _)) = &conditions.classifier {
+            bind_classifier(exe.as_mut(), &classifier.weights()?)?;
+        }
         exe.write_u32(program.key, &split_seed(options.seed))?;
-        Ok(Self { config, options, program, exe, batch, table })
+        Ok(Self { config, options, conditions, program, exe, batch, table })
     }
 
     /// Samples per batch.
@@ -115,7 +142,7 @@ impl Sampler {
 
     /// Channels, height and width of an image.
     pub fn image_shape(&self) -> [usize; 3] {
-        [self.config.in_channels, self.batch.h, self.batch.w]
+        [self.config.image_channels(), self.batch.h, self.batch.w]
     }
 
     /// Bytes that the loop holds.
@@ -128,7 +155,7 @@ impl Sampler {
     /// # Errors
     /// As [`LabelChoice::labels`].
     pub fn labels(&self, indices: Range<usize>) -> Result<Option<Vec<u32>>, SampleError> {
-        self.options.labels.labels(&self.config, indices)
+        labels(&self.config, &self.options, &self.conditions, indices)
     }
 
     /// Draws the samples `indices`, at most [`Sampler::batch`] of them; returns `[N, C, H, W]` in about [-1, 1].
@@ -166,7 +193,7 @@ impl Sampler {
     }
 
     /// Draws as [`Sampler::draw`] does, but returns the pictures: bytes `[N, H, W, C]`, those of the images by
-    /// [`crate::levels::to_byte`].
+    /// [`Levels::byte`], rounded or cut down as [`Compat`] says.
     ///
     /// # Errors
     /// As [`Sampler::run`].
@@ -215,7 +242,7 @@ impl Sampler {
     ) -> Result<(), SampleError> {
         self.begin(&indices)?;
         for step in 0..self.steps() {
-            let mut x = vec![0.0; self.batch.numel(self.config.in_channels)];
+            let mut x = vec![0.0; self.batch.numel(self.config.image_channels())];
             self.exe.read_f32(self.program.x, &mut x)?;
             self.exe.run()?;
             each(self.exe.as_ref(), Visited { timestep: self.table.rows[step].timestep, x })?;
@@ -269,8 +296,8 @@ impl Sampler {
 
     /// Writes x_T, the labels and the counters of a batch.
     fn start(&mut self, indices: &[u32]) -> Result<(), SampleError> {
-        let mut x = vec![0.0; self.batch.numel(self.config.in_channels)];
-        for (image, &index) in x.chunks_mut(self.batch.h * self.batch.w * self.config.in_channels).zip(indices) {
+        let mut x = vec![0.0; self.batch.numel(self.config.image_channels())];
+        for (image, &index) in x.chunks_mut(self.batch.h * self.batch.w * self.config.image_channels()).zip(indices) {
             Sequence::new(self.options.seed, Stream::InitialNoise, index, 0).fill_normal(image);
         }
         let sigma = self.table.init_noise_sigma as f32;
@@ -280,9 +307,16 @@ impl Sampler {
         self.exe.write_f32(self.program.x0, &x)?;
         self.exe.write_u32(self.program.step, &[0])?;
         self.exe.write_u32(self.program.sample_index, indices)?;
+        if let (Some(condition), Some(low_res)) = (self.program.condition, &self.conditions.low_res) {
+            let condition_values = low_res.condition(indices, (self.batch.h, self.batch.w));
+            self.exe.write_f32(condition, &condition_values)?;
+        }
+        let first = indices[0] as usize;
+        let mut labels = self.labels(first..first + indices.len())?.unwrap_or_default();
+        if let Some(label) = self.program.guide_label {
+            self.exe.write_u32(label, &labels)?;
+        }
         if let Some(class) = self.program.class {
-            let first = indices[0] as usize;
-            let mut labels = self.labels(first..first + indices.len())?.unwrap_or_default();
             if self.options.guidance != 1.0 {
                 let null = self.config.null_class.unwrap_or_default() as u32;
                 labels.extend(std::iter::repeat_n(null, indices.len()));
@@ -290,5 +324,51 @@ impl Sampler {
             self.exe.write_u32(class, &labels)?;
         }
         Ok(())
+    }
+}
+
+/// The label of each sample of `indices`: of the model's classes, or of the classifier's where the model has none.
+fn labels(
+    config: &UNetConfig,
+    options: &SampleOptions,
+    conditions: &Conditions,
+    indices: Range<usize>,
+) -> Result<Option<Vec<u32>>, SampleError> {
+    let own = config.classes().is_some() || config.class_embed_type.is_some();
+    match (&conditions.classifier, &conditions.low_res) {
+        (Some((classifier, _)), _) if !own => options.labels.of_classes(Some(classifier.config.classes), indices),
+        (_, Some(low_res)) if own && options.labels == LabelChoice::Balanced && low_res.labels.is_some() => {
+            let labels = low_res.labels(indices);
+            let classes = config.classes().unwrap_or_default();
+            match labels.iter().flatten().find(|&&label| label as usize >= classes) {
+                Some(&label) => Err(SampleError::Label { label, classes }),
+                None => Ok(labels),
+            }
+        }
+        _ => options.labels.labels(config, indices),
+    }
+}
+
+/// Whether the model takes what it is given, and is given what it needs.
+fn check_conditions(config: &UNetConfig, conditions: &Conditions) -> Result<(), SampleError> {
+    let refused = |text: String| Err(SampleError::Condition(text));
+    if let Some((classifier, scale)) = &conditions.classifier {
+        let theirs = classifier.config.classes;
+        if !scale.is_finite() {
+            return refused(format!("the classifier's scale {scale} is not finite"));
+        }
+        if let Some(classes) = config.classes().filter(|&classes| classes != theirs) {
+            return refused(format!("the classifier knows {theirs} classes, the model {classes}"));
+        }
+    }
+    match (&conditions.low_res, config.condition_channels) {
+        (None, 0) => Ok(()),
+        (None, _) => refused("the model enlarges images: name them with --low-res".into()),
+        (Some(_), 0) => refused("the model takes no low-resolution images: leave out --low-res".into()),
+        (Some(low_res), channels) if low_res.channels != channels => {
+            refused(format!("the low-resolution images have {} channels, the model takes {channels}", low_res.channels))
+        }
+        (Some(low_res), _) if low_res.count() == 0 => refused("there is no low-resolution image".into()),
+        (Some(_), _) => Ok(()),
     }
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{LabelChoice, SampleError, SampleOptions};
+use super::{Conditions, LabelChoice, SampleError, SampleOptions};
 use crate::diffusion::Compat;
 use crate::model::ModelFolder;
 
@@ -15,20 +15,21 @@ impl SampleOptions {
     pub fn settings(
         &self,
         model: &ModelFolder,
+        conditions: &Conditions,
         count: usize,
-        device: &str,
-        precision: &str,
+        (device, precision): (&str, &str),
     ) -> Result<Map<String, Value>, SampleError> {
         let scheduler: Value = serde_json::from_str(&self.scheduler.to_json()).unwrap_or_default();
         let compat = match self.scheduler.compat {
             Compat::Paper => "paper",
             Compat::Diffusers => "diffusers",
+            Compat::GuidedDiffusion => "guided-diffusion",
         };
         let label = match self.labels {
             LabelChoice::Balanced => json!("balanced"),
             LabelChoice::Only(label) => json!(label),
         };
-        let all = json!({
+        let mut all = json!({
             "version": env!("CARGO_PKG_VERSION"),
             "model": model.fingerprint()?,
             "scheduler": scheduler,
@@ -42,6 +43,15 @@ impl SampleOptions {
             "device": device,
             "precision": precision,
         });
+        if let Some(respacing) = &self.scheduler.respacing {
+            all["respacing"] = json!(respacing);
+        }
+        if let Some((classifier, scale)) = &conditions.classifier {
+            all["classifier"] = json!({"model": classifier.fingerprint()?, "scale": scale});
+        }
+        if let Some(low_res) = &conditions.low_res {
+            all["low_res"] = json!(low_res.fingerprint());
+        }
         match all {
             Value::Object(all) => Ok(all),
             _ => Ok(Map::new()),

@@ -79,10 +79,15 @@ impl Walk {
         backend: &dyn Backend,
     ) -> Result<Self, SampleError> {
         let (h, w) = model.config.height_width().ok_or(SampleError::NoSize)?;
+        if model.config.condition_channels > 0 {
+            let text = "the model is conditioned on low-resolution images; `sample --low-res` is what it is for";
+            return Err(SampleError::Condition(text.into()));
+        }
         let batch = Batch { n: batch, h, w };
         let labels = guide.labels(model, batch.n)?;
         let table = Arc::new(table);
-        let options = SamplingOptions { table: Arc::clone(&table), guidance: guide.scale, noise: NoiseSource::Philox };
+        let options =
+            SamplingOptions { guidance: guide.scale, ..SamplingOptions::new(Arc::clone(&table), NoiseSource::Philox) };
         let program = SamplingProgram::new(&model.config, batch, &options)?;
         let mut exe = backend.compile(program.plan.clone())?;
         bind_weights(exe.as_mut(), &model.weights()?)?;
@@ -90,7 +95,7 @@ impl Walk {
         if let Some(class) = program.class {
             exe.write_u32(class, &labels)?;
         }
-        Ok(Self { program, exe, table, batch, channels: model.config.in_channels, indices: 0..0 })
+        Ok(Self { program, exe, table, batch, channels: model.config.image_channels(), indices: 0..0 })
     }
 
     /// Elements of an image.

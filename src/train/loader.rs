@@ -129,6 +129,10 @@ fn out_of_range(dataset: &dyn Dataset, label: u32, classes: usize) -> TrainError
 
 fn check_images(dataset: &dyn Dataset, config: &UNetConfig) -> Result<(), TrainError> {
     let (channels, h, w) = (dataset.channels(), dataset.height(), dataset.width());
+    if config.condition_channels > 0 {
+        let problem = "the network is conditioned on low-resolution images, which no data set here has".into();
+        return Err(misfit(dataset, problem, "train a network without condition_channels"));
+    }
     if channels != config.in_channels {
         let problem = format!("its images have {channels} channels, in_channels is {}", config.in_channels);
         return Err(misfit(dataset, problem, "convert the images or change in_channels"));

@@ -1,6 +1,7 @@
 //! `training/state.json`: how far a run is, and what it is trained with and on.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -130,7 +131,8 @@ impl TrainingState {
         let path = locate(folder).join(STATE_FILE);
         let text = match fs::read_to_string(&path) {
             Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            // Of a model that is a single file, too.
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(None),
             Err(error) => return Err(FileError::os("read", &path)(error).into()),
         };
         Self::parse(&path, &text).map(Some)

@@ -22,6 +22,8 @@ pub(super) struct Resnet {
 
 /// An attention block.
 pub(super) struct Attention {
+    /// Number of heads, where it is not the width of a head that is given.
+    pub heads: Option<usize>,
     /// Groups of the norm before it, if there is one.
     pub groups: Option<usize>,
     /// Factor of the final sum.
@@ -165,13 +167,7 @@ impl<'a> Builder<'a> {
     /// Self-attention over the pixels; one product makes q, k and v.
     pub fn attention(&mut self, name: &str, x: ValueId, a: Attention) -> Result<ValueId, ConfigError> {
         let c = self.graph.shape(x).channels();
-        let width = self.config.attention_head_dim.unwrap_or(c);
-        if width == 0 || !c.is_multiple_of(width) {
-            return Err(ConfigError::Invalid {
-                key: "attention_head_dim",
-                detail: format!("{c} channels of {name} do not divide into heads of {width}"),
-            });
-        }
+        let heads = self.heads(name, c, a.heads)?;
         let mut h = x;
         if let Some(groups) = a.groups {
             if groups == 0 || !c.is_multiple_of(groups) {
@@ -189,8 +185,30 @@ impl<'a> Builder<'a> {
         let (weight, bias) = (self.graph.param(weight), self.graph.param(bias));
         let qkv = self.graph.linear(h, weight, Some(bias))?;
         self.graph.set_scope(name);
-        h = self.graph.apply(Op::Attention { heads: c / width }, &[qkv])?;
+        h = self.graph.apply(Op::Attention { heads }, &[qkv])?;
         h = self.linear(&format!("{name}.to_out.0"), h, c)?;
         self.scaled_sum(h, x, a.scale)
+    }
+
+    /// The heads of an attention layer of `c` channels: so many, or of the configuration's width.
+    fn heads(&self, name: &str, c: usize, heads: Option<usize>) -> Result<usize, ConfigError> {
+        match heads {
+            Some(heads) if heads > 0 && c.is_multiple_of(heads) => return Ok(heads),
+            Some(heads) => {
+                return Err(ConfigError::Invalid {
+                    key: "attention_heads",
+                    detail: format!("{c} channels of {name} do not divide into {heads} heads"),
+                });
+            }
+            None => {}
+        }
+        let width = self.config.attention_head_dim.unwrap_or(c);
+        if width == 0 || !c.is_multiple_of(width) {
+            return Err(ConfigError::Invalid {
+                key: "attention_head_dim",
+                detail: format!("{c} channels of {name} do not divide into heads of {width}"),
+            });
+        }
+        Ok(c / width)
     }
 }

@@ -43,7 +43,8 @@ pub struct UNetInputs {
 pub struct UNetOutputs {
     /// The model output `[N, H, W, out_channels]`.
     pub out: ValueId,
-    /// Results of the submodules that diffusers names, for comparisons layer by layer.
+    /// Results of the submodules that diffusers names, and of those that ADM numbers (`input_blocks.0`, ..), for comparisons
+    /// layer by layer.
     pub taps: Vec<(String, ValueId)>,
 }
 
@@ -68,6 +69,28 @@ pub fn build(graph: &mut Graph, config: &UNetConfig, inputs: UNetInputs) -> Resu
     }
     let network = Network { taps: Vec::new(), b: Builder::new(graph, config, inputs.dropout)?, config };
     network.forward(inputs)
+}
+
+/// Appends the encoder and the middle block, with the last norm and its activation: what a classifier looks at.
+///
+/// # Errors
+/// As [`build`].
+pub(super) fn encode(graph: &mut Graph, config: &UNetConfig, x: ValueId, t: ValueId) -> Result<ValueId, ConfigError> {
+    config.validate()?;
+    let (h, w) = graph.shape(x).height_width();
+    config.check_size(h, w)?;
+    let mut network = Network { taps: Vec::new(), b: Builder::new(graph, config, None)?, config };
+    let inputs = UNetInputs { x, t, class: None, dropout: None };
+    let embedding = network.embedding(&inputs)?;
+    network.b.set_embedding(embedding)?;
+    let mut h = network.b.conv("conv_in", x, config.block_out_channels[0], ConvGeometry::SAME_3X3)?;
+    let mut skips = Vec::new();
+    for level in 0..config.block_out_channels.len() {
+        h = network.down(level, h, &mut skips)?;
+    }
+    h = network.middle(h)?;
+    h = network.b.norm("conv_norm_out", h, None, config.groups()?)?;
+    Ok(network.b.graph.silu(h)?)
 }
 
 struct Network<'a> {
@@ -97,6 +120,9 @@ impl Network<'_> {
         for level in 0..cfg.block_out_channels.len() {
             h = self.down(level, h, &mut skips)?;
         }
+        for (i, &skip) in skips.iter().enumerate() {
+            self.tap(format!("input_blocks.{i}"), skip);
+        }
         if cfg.mid_block_type.is_some() {
             h = self.middle(h)?;
         }
@@ -116,16 +142,20 @@ impl Network<'_> {
     /// The time embedding plus the class embedding, `[N, E]`.
     fn embedding(&mut self, inputs: &UNetInputs) -> Result<ValueId, ConfigError> {
         let cfg = self.config;
-        let (c0, e) = (cfg.block_out_channels[0], cfg.embedding_width());
-        let sinusoids = Op::TimeEmbedding(TimeEmbedding {
-            dim: c0,
-            flip_sin_to_cos: cfg.flip_sin_to_cos,
-            freq_shift: cfg.freq_shift,
-        });
+        let e = cfg.embedding_width();
+        let time_scale = cfg.timestep_scale;
+        let sinusoids = |scale: f64| {
+            Op::TimeEmbedding(TimeEmbedding {
+                dim: cfg.sinusoid_width(),
+                flip_sin_to_cos: cfg.flip_sin_to_cos,
+                freq_shift: cfg.freq_shift,
+                scale,
+            })
+        };
         let projected = match cfg.time_embedding_type {
-            TimeEmbeddingType::Positional => self.b.graph.apply(sinusoids.clone(), &[inputs.t])?,
+            TimeEmbeddingType::Positional => self.b.graph.apply(sinusoids(time_scale), &[inputs.t])?,
             TimeEmbeddingType::Fourier => {
-                let w = self.b.graph.param(ParamSpec::plain("time_proj.weight", &[c0]));
+                let w = self.b.graph.param(ParamSpec::plain("time_proj.weight", &[cfg.block_out_channels[0]]));
                 self.b.graph.apply(Op::FourierEmbedding, &[inputs.t, w])?
             }
         };
@@ -138,7 +168,7 @@ impl Network<'_> {
                 self.b.graph.apply(Op::Embedding, &[table, index])?
             }
             (Some(ClassEmbedding::Timestep), _, Some(ClassInput::Value(v))) => {
-                let projected = self.b.graph.apply(sinusoids, &[v])?;
+                let projected = self.b.graph.apply(sinusoids(1.0), &[v])?;
                 self.b.mlp("class_embedding", projected, e)?
             }
             (Some(ClassEmbedding::Identity), _, Some(ClassInput::Value(v))) => v,
@@ -156,9 +186,9 @@ impl Network<'_> {
         self.b.resnet(name, x, Resnet { out, scale, resample: None })
     }
 
-    fn attention(&mut self, name: &str, x: ValueId) -> Result<ValueId, ConfigError> {
+    fn attention(&mut self, name: &str, x: ValueId, heads: Option<usize>) -> Result<ValueId, ConfigError> {
         let groups = Some(self.config.groups()?);
-        self.b.attention(name, x, Attention { groups, scale: 1.0 })
+        self.b.attention(name, x, Attention { heads, groups, scale: 1.0 })
     }
 
     fn down(&mut self, level: usize, mut h: ValueId, skips: &mut Vec<ValueId>) -> Result<ValueId, ConfigError> {
@@ -168,7 +198,7 @@ impl Network<'_> {
         for j in 0..cfg.layers_per_block {
             h = self.resnet(&format!("{block}.resnets.{j}"), h, out, 1.0)?;
             if kind == DownBlock::Attention {
-                h = self.attention(&format!("{block}.attentions.{j}"), h)?;
+                h = self.attention(&format!("{block}.attentions.{j}"), h, cfg.attention_heads)?;
             }
             skips.push(h);
         }
@@ -202,7 +232,11 @@ impl Network<'_> {
                 TimeScaleShift::ScaleShift => None,
             };
             let groups = cfg.attn_norm_num_groups.or(default);
-            h = self.b.attention("mid_block.attentions.0", h, Attention { groups, scale })?;
+            h = self.b.attention(
+                "mid_block.attentions.0",
+                h,
+                Attention { heads: cfg.attention_heads, groups, scale },
+            )?;
         }
         h = self.resnet("mid_block.resnets.1", h, out, scale)?;
         self.tap("mid_block", h);
@@ -213,6 +247,8 @@ impl Network<'_> {
         let cfg = self.config;
         let levels = cfg.block_out_channels.len();
         let (kind, out) = (cfg.up_block_types[level], cfg.block_out_channels[levels - 1 - level]);
+        let first = level * (cfg.layers_per_block + 1);
+        let heads = cfg.decoder_attention_heads.or(cfg.attention_heads);
         let block = format!("up_blocks.{level}");
         for j in 0..=cfg.layers_per_block {
             // Each level pops exactly what its mirror image pushed, so the stack cannot run dry.
@@ -221,7 +257,10 @@ impl Network<'_> {
             }
             h = self.resnet(&format!("{block}.resnets.{j}"), h, out, 1.0)?;
             if kind == UpBlock::Attention {
-                h = self.attention(&format!("{block}.attentions.{j}"), h)?;
+                h = self.attention(&format!("{block}.attentions.{j}"), h, heads)?;
+            }
+            if j < cfg.layers_per_block {
+                self.tap(format!("output_blocks.{}", first + j), h);
             }
         }
         if level + 1 < levels {
@@ -236,6 +275,7 @@ impl Network<'_> {
                 self.b.conv(&format!("{name}.conv"), h, out, ConvGeometry::SAME_3X3)?
             };
         }
+        self.tap(format!("output_blocks.{}", first + cfg.layers_per_block), h);
         self.tap(block, h);
         Ok(h)
     }

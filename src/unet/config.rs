@@ -147,6 +147,30 @@ pub struct UNetConfig {
     /// The class that stands for "no class" in classifier-free guidance. A key of ours: diffusers has no such rule.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub null_class: Option<usize>,
+    /// Width of the sinusoids of t, where it is not that of the first block. A key of ours, as those below: they are what the
+    /// networks of ADM and Improved DDPM have and UNet2DModel has not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sinusoid_width: Option<usize>,
+    /// Attention heads of every layer, however wide it is, instead of a head's width.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attention_heads: Option<usize>,
+    /// The same for the decoder, where it has another number than the rest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decoder_attention_heads: Option<usize>,
+    /// Multiplies t before it is embedded: 1000 / T for networks that were trained with `rescale_timesteps`.
+    #[serde(skip_serializing_if = "is_one")]
+    pub timestep_scale: f64,
+    /// Input channels behind those of x_t that hold a condition: the low-resolution image of super-resolution.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub condition_channels: usize,
+}
+
+fn is_one(value: &f64) -> bool {
+    *value == 1.0
+}
+
+fn is_zero(value: &usize) -> bool {
+    *value == 0
 }
 
 impl Default for UNetConfig {
@@ -180,6 +204,11 @@ impl Default for UNetConfig {
             class_embed_type: None,
             num_class_embeds: None,
             null_class: None,
+            sinusoid_width: None,
+            attention_heads: None,
+            decoder_attention_heads: None,
+            timestep_scale: 1.0,
+            condition_channels: 0,
         }
     }
 }
@@ -198,6 +227,19 @@ const BLOCKS: &str = "DownBlock2D, AttnDownBlock2D, ResnetDownsampleBlock2D / \
                       UpBlock2D, AttnUpBlock2D, ResnetUpsampleBlock2D";
 
 impl UNetConfig {
+    /// The defaults, but with a value for every key that is left out where it says nothing.
+    fn with_every_key() -> Self {
+        Self {
+            null_class: Some(0),
+            sinusoid_width: Some(0),
+            attention_heads: Some(0),
+            decoder_attention_heads: Some(0),
+            timestep_scale: 0.0,
+            condition_channels: 1,
+            ..Self::default()
+        }
+    }
+
     /// Parses and checks the text of a `config.json`.
     ///
     /// # Errors
@@ -219,7 +261,7 @@ impl UNetConfig {
         rename_old_keys(&mut map);
         strip_old_prefixes(&mut map);
         check_enums(&map)?;
-        let default = serde_json::to_value(Self { null_class: Some(0), ..Self::default() })?;
+        let default = serde_json::to_value(Self::with_every_key())?;
         let unknown = unknown_keys(&map, &default);
         // An absent key takes its default, and so does a null one whose default is not null.
         map.retain(|key, value| !value.is_null() || default.get(key).is_none_or(|d| d.is_null() || nullable(key)));
@@ -264,6 +306,9 @@ impl UNetConfig {
             ("layers_per_block", self.layers_per_block, MAX_LAYERS),
             ("time_embedding_dim", self.time_embedding_dim.unwrap_or(1), MAX_EMBEDDING),
             ("num_class_embeds", self.num_class_embeds.unwrap_or(1), MAX_CLASSES),
+            ("sinusoid_width", self.sinusoid_width.unwrap_or(1), MAX_EMBEDDING),
+            ("attention_heads", self.attention_heads.unwrap_or(1), MAX_WIDTH),
+            ("decoder_attention_heads", self.decoder_attention_heads.unwrap_or(1), MAX_WIDTH),
         ] {
             if value == 0 || value > max {
                 return invalid(key, format!("{value} is not in 1..={max}"));
@@ -293,8 +338,20 @@ impl UNetConfig {
         if self.downsample_padding > 1 {
             return invalid("downsample_padding", format!("{} is neither 0 nor 1", self.downsample_padding));
         }
+        if !(self.timestep_scale > 0.0 && self.timestep_scale.is_finite()) {
+            return invalid("timestep_scale", format!("{} is not a positive number", self.timestep_scale));
+        }
+        if self.timestep_scale != 1.0 && self.time_embedding_type == TimeEmbeddingType::Fourier {
+            return invalid("timestep_scale", "a fourier embedding reads a noise level, which has no scale".into());
+        }
+        if self.condition_channels >= self.in_channels {
+            return invalid(
+                "condition_channels",
+                format!("{} of in_channels = {} leave none for x_t", self.condition_channels, self.in_channels),
+            );
+        }
         // The frequencies are 10000^(-i / (half - freq_shift)).
-        let half = self.block_out_channels[0] / 2;
+        let half = self.sinusoid_width() / 2;
         if self.time_embedding_type == TimeEmbeddingType::Positional && half > 0 && self.freq_shift == half as f64 {
             return invalid(
                 "freq_shift",
@@ -355,6 +412,16 @@ impl UNetConfig {
             value: format!("{:?}", self.norm_num_groups),
             supported: "a positive number",
         })
+    }
+
+    /// Channels of x_t: those of the input without a condition's.
+    pub fn image_channels(&self) -> usize {
+        self.in_channels - self.condition_channels
+    }
+
+    /// Width of the sinusoids of t.
+    pub fn sinusoid_width(&self) -> usize {
+        self.sinusoid_width.unwrap_or(self.block_out_channels[0])
     }
 
     /// Width E of the time embedding.

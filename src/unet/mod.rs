@@ -2,6 +2,7 @@
 
 mod blocks;
 mod builder;
+mod classifier;
 mod config;
 mod init;
 pub mod presets;
@@ -9,6 +10,9 @@ pub mod presets;
 use thiserror::Error;
 
 pub use builder::{ClassInput, DropoutInputs, UNetInputs, UNetOutputs, build};
+pub use classifier::{
+    CLASSIFIER_PREFIX, ClassifierConfig, ClassifierPool, ClassifierValues, build_classifier, build_classifier_gradient,
+};
 pub use config::{
     ClassEmbedding, DownBlock, ResamplerType, SampleSize, TimeEmbeddingType, TimeScaleShift, UNetConfig, UpBlock,
 };

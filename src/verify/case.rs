@@ -9,17 +9,22 @@ use serde_json::Value;
 use super::VerifyError;
 use crate::backend::Executable;
 use crate::diffusion::SchedulerConfig;
-use crate::io::{FileError, TensorData, TensorFile, WeightSource};
+use crate::io::{Alias, FileError, TensorData, TensorFile, WeightSource};
 use crate::layout::nchw_to_nhwc;
-use crate::model::{Lenient, bind_weights, open_network_leniently};
+use crate::model::adm::{Flags, QkvOrder, aliases};
+use crate::model::{ClassifierModel, Lenient, bind_weights, open_network_leniently};
+use crate::program::parameters;
 use crate::unet::{ClassEmbedding, UNetConfig};
 
 /// A golden case.
 pub struct Case {
     name: String,
     json: Value,
+    folder: PathBuf,
     golden: TensorFile,
     model: Option<(UNetConfig, WeightSource)>,
+    /// What the tensors of the model's files are called in the goldens.
+    order: Option<QkvOrder>,
 }
 
 /// The case folders that `path` names: itself, or the folders in it.
@@ -60,11 +65,72 @@ impl Case {
             return Err(format("has no list \"checks\"".into()));
         }
         let golden = TensorFile::open(&folder.join(json["golden"].as_str().unwrap_or("golden.safetensors")))?;
-        let model = match json["model_dir"].as_str() {
-            Some(dir) => Some(open_network(&folder.join(dir), on_warning)?),
-            None => None,
+        let folder = folder.to_path_buf();
+        let mut case = Self { name, json, folder, golden, model: None, order: None };
+        case.model = match (case.json["model_dir"].as_str(), case.json["layout"].as_str()) {
+            (Some(_), Some("adm")) => case.open_adm_network(on_warning)?,
+            (Some(dir), _) => Some(open_network(&case.folder.join(dir), on_warning)?),
+            (None, _) => None,
         };
-        Ok(Self { name, json, golden, model })
+        Ok(case)
+    }
+
+    /// The flags of a case that holds checkpoints of guided-diffusion.
+    fn flags(&self) -> Result<Flags, VerifyError> {
+        let path = self.folder.join(self.json["flags"].as_str().unwrap_or("model/flags.json"));
+        let text = fs::read_to_string(&path).map_err(FileError::os("read", &path))?;
+        Ok(Flags::parse(&text, path.display().to_string())?)
+    }
+
+    fn open_adm_network(
+        &mut self,
+        on_warning: Option<&mut dyn FnMut(&str)>,
+    ) -> Result<Option<(UNetConfig, WeightSource)>, VerifyError> {
+        let flags = self.flags()?;
+        match on_warning {
+            Some(on_warning) => flags.ignored().iter().for_each(|warning| on_warning(warning)),
+            None => flags.check_known()?,
+        }
+        let Some(file) = self.json["checkpoints"]["unet"]["file"].as_str() else { return Ok(None) };
+        let network = flags.network()?;
+        self.order = Some(network.order);
+        // The recorded timesteps are what the network gets, scaled already; gradients were recorded without dropout.
+        let config = UNetConfig { timestep_scale: 1.0, dropout: 0.0, ..network.config };
+        let mut weights = WeightSource::open(&self.folder.join(file))?;
+        weights.rename(&aliases(&config, network.order, &parameters(&config)?));
+        Ok(Some((config, weights)))
+    }
+
+    /// The classifier of a case, told the times as they are recorded.
+    pub(super) fn classifier(&self) -> Result<ClassifierModel, VerifyError> {
+        let Some(file) = self.json["checkpoints"]["classifier"]["file"].as_str() else {
+            let path = self.golden.path().to_path_buf();
+            return Err(VerifyError::Format { path, problem: "no classifier".into() });
+        };
+        let mut classifier = ClassifierModel::with_flags(&self.folder.join(file), &self.flags()?)?;
+        classifier.config.encoder.timestep_scale = 1.0;
+        Ok(classifier)
+    }
+
+    /// What a submodule is called in the goldens.
+    pub(super) fn recorded_name<'n>(&self, tap: &'n str) -> &'n str {
+        match (self.order, tap) {
+            (Some(_), "time_embedding") => "time_embed",
+            (Some(_), "mid_block") => "middle_block",
+            (Some(_), "conv_norm_out") => "out.0",
+            _ => tap,
+        }
+    }
+
+    /// The rows and names that the gradients of parameters are recorded under.
+    pub(super) fn aliases(&self) -> Result<Vec<Alias>, VerifyError> {
+        let config = self.config()?;
+        let params = parameters(config)?;
+        Ok(aliases(config, self.order.unwrap_or_default(), &params))
+    }
+
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// Name of the case.
@@ -188,6 +254,12 @@ impl<'a> Check<'a> {
         };
         let data: Vec<f32> = data.iter().map(|&v| v as f32).collect();
         Ok((shape, nchw_to_nhwc(&data, shape)))
+    }
+
+    /// The condition of a super-resolution model in the size of the images, NHWC: `low_res` of this check.
+    pub fn condition(&self, to: (usize, usize)) -> Result<Vec<f32>, VerifyError> {
+        let ([_, c, h, w], low_res) = self.images("low_res")?;
+        Ok(crate::bilinear::resize(&low_res, c, (h, w), to))
     }
 
     /// Writes the class labels of this check, if it has any.

@@ -35,7 +35,7 @@ pub(super) fn repaint(case: &Case, check: Check, backend: &dyn Backend) -> Resul
     let (_, image) = check.images("image")?;
     let (_, mask) = check.images("mask")?;
     let noise = step_images(check, "noise")?;
-    let options = SamplingOptions { table: Arc::new(table), guidance: None, noise: NoiseSource::Given };
+    let options = SamplingOptions::new(Arc::new(table), NoiseSource::Given);
     let program = SamplingProgram::new(case.config()?, Batch { n, h, w }, &options)?;
     let mut exe = backend.compile(program.plan.clone())?;
     case.load(exe.as_mut())?;

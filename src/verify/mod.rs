@@ -1,5 +1,6 @@
 //! Replays golden cases: a model folder, recorded inputs, and what an independent f64 implementation made of them.
 
+mod adm;
 mod case;
 mod editing;
 mod network;
@@ -150,12 +151,18 @@ fn report(case: &Case, check: case::Check, backend: &dyn Backend) -> CheckReport
     let outcome = match base.kind.as_str() {
         "forward" => network::forward(case, check, backend),
         "debug_activations" => network::activations(case, check, backend),
+        "sample" if check.value("diffusion").is_object() => adm::sample(case, check, backend),
         "sample" | "sample_cfg" => network::sample(case, check, backend),
         "invert" => network::invert(case, check, backend),
         "repaint" => editing::repaint(case, check, backend),
         "grad" => training::gradients(case, check, backend),
         "train" => training::steps(case, check, backend),
+        "vlb" if check.value("diffusion").is_object() => adm::bound(case, check, backend),
         "vlb" => tables::bound(check),
+        "classifier" => adm::classifier(case, check, backend),
+        "loss" => adm::loss(case, check, backend),
+        "topologies" => adm::topologies(case, check),
+        "to_uint8" => adm::bytes(check),
         "schedule" if check.value("diffusion").is_object() => tables::respaced(check),
         "schedule" => tables::schedule(case, check),
         "respace_errors" => tables::respace_errors(check),

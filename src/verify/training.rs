@@ -1,5 +1,6 @@
 //! Checks of the backward pass and of the optimiser.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::Deserialize;
@@ -47,10 +48,10 @@ fn prepare(
     case: &Case,
     objective: TrainingObjective,
     batch: Batch,
-    optimizer: Option<AdamW>,
+    (optimizer, inputs): (Option<AdamW>, TrainingInputs),
     backend: &dyn Backend,
 ) -> Result<(Box<dyn Executable>, TrainingProgram), VerifyError> {
-    let options = TrainingOptions { objective: Arc::new(objective), optimizer, inputs: TrainingInputs::Given };
+    let options = TrainingOptions { objective: Arc::new(objective), optimizer, inputs };
     let program = TrainingProgram::new(case.config()?, batch, &options)?;
     let mut exe = backend.compile(program.plan.clone())?;
     case.load(exe.as_mut())?;
@@ -68,7 +69,8 @@ fn mean_loss(exe: &dyn Executable, program: &TrainingProgram) -> Result<f64, Bac
 
 pub(super) fn gradients(case: &Case, check: Check, backend: &dyn Backend) -> Result<Measured, VerifyError> {
     let ([n, _, h, w], x_t) = check.images("x_t")?;
-    let (mut exe, program) = prepare(case, objective(check)?, Batch { n, h, w }, None, backend)?;
+    let (mut exe, program) =
+        prepare(case, objective(check)?, Batch { n, h, w }, (None, TrainingInputs::Given), backend)?;
     let inputs = given(check, &program)?;
     exe.write_f32(program.x0, &check.images("x0")?.1)?;
     exe.write_f32(inputs.x_t, &x_t)?;
@@ -111,6 +113,136 @@ pub(super) fn gradients(case: &Case, check: Check, backend: &dyn Backend) -> Res
     Ok(worst)
 }
 
+/// A training loss of the guided-diffusion kind.
+pub(super) struct Loss {
+    pub objective: TrainingObjective,
+    /// The times that the network is told; those of the check index the chain.
+    pub network_times: Vec<f32>,
+    /// Factor of losses and gradients.
+    pub scale: f64,
+}
+
+/// Losses of each example, gradients of their mean, and the norm of every parameter's gradient.
+pub(super) fn losses(case: &Case, check: Check, loss: Loss, backend: &dyn Backend) -> Result<Measured, VerifyError> {
+    let ([n, c, h, w], x0) = check.images("x0")?;
+    let (_, noise) = check.images("noise")?;
+    let times = check.input("timesteps")?.1;
+    let alpha_bars = loss.objective.schedule().alpha_bars.clone();
+    let vb_weight = loss.objective.bound_weight();
+    let inputs = (None, TrainingInputs::GivenRespaced);
+    let (mut exe, program) = prepare(case, loss.objective, Batch { n, h, w }, inputs, backend)?;
+    let inputs = given(check, &program)?;
+    let x_t: Vec<f32> = (0..x0.len())
+        .map(|i| {
+            let a = alpha_bars[times[i / (c * h * w)] as usize];
+            (a.sqrt() * f64::from(x0[i]) + (1.0 - a).sqrt() * f64::from(noise[i])) as f32
+        })
+        .collect();
+    exe.write_f32(program.x0, &x0)?;
+    exe.write_f32(inputs.x_t, &x_t)?;
+    exe.write_f32(inputs.eps, &noise)?;
+    exe.write_f32(inputs.t, &times.iter().map(|&t| t as f32).collect::<Vec<_>>())?;
+    exe.write_f32(inputs.network_t, &loss.network_times)?;
+    if let Some(condition) = program.condition {
+        exe.write_f32(condition, &check.condition((h, w))?)?;
+    }
+    check.write_labels(exe.as_mut(), program.class)?;
+    exe.run()?;
+    exe.finish()?;
+
+    let tolerance = check.get("tol_rel_fp32")?;
+    let terms = exe.read_f64(program.losses)?;
+    let column = |i: usize, factor: f64| terms.iter().skip(i).step_by(3).map(|v| v * factor).collect::<Vec<f64>>();
+    let mut worst = Measured::new(0.0, tolerance, "");
+    for (key, actual) in [("loss", column(0, loss.scale)), ("mse", column(1, 1.0)), ("vb", column(2, vb_weight))] {
+        if check.value("outputs")[key].is_string() {
+            let error = relative_error(&actual, &check.output(key)?);
+            worst = worst.worse(Measured::new(error, tolerance, key));
+        }
+    }
+    let gradients = file_gradients(case, exe.as_ref(), loss.scale)?;
+    Ok(worst.worse(compare_gradients(case, check, &gradients)?))
+}
+
+/// The gradient of every tensor of the model's file, by its name there.
+fn file_gradients(case: &Case, exe: &dyn Executable, scale: f64) -> Result<BTreeMap<String, Vec<f64>>, VerifyError> {
+    let graph = exe.plan().graph();
+    let aliases = case.aliases()?;
+    let mut aliases = aliases.iter();
+    let mut gradients: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    for (i, spec) in graph.params().iter().enumerate() {
+        let value = graph.grad(ParamId::new(i));
+        let value = value.map(|value| exe.read_f64(value)).transpose()?.unwrap_or_default();
+        let data: Vec<f32> = value.iter().map(|&v| (v * scale) as f32).collect();
+        for (k, part) in spec.parts.iter().enumerate() {
+            let Some(alias) = aliases.next() else { continue };
+            let data = spec.export(k, &data).into_iter().map(f64::from).collect::<Vec<_>>();
+            let Some(blocks) = alias.rows else {
+                gradients.insert(alias.file_name.clone(), data);
+                continue;
+            };
+            let row = data.len() / part.file_shape[0];
+            let whole = gradients.entry(alias.file_name.clone()).or_insert_with(|| vec![0.0; 3 * data.len()]);
+            let blocks_of_part = data.chunks(blocks.len * row);
+            for (to, from) in whole.chunks_mut(blocks.stride * row).zip(blocks_of_part) {
+                to[blocks.first * row..][..from.len()].copy_from_slice(from);
+            }
+        }
+    }
+    Ok(gradients)
+}
+
+fn compare_gradients(
+    case: &Case,
+    check: Check,
+    gradients: &BTreeMap<String, Vec<f64>>,
+) -> Result<Measured, VerifyError> {
+    #[derive(Deserialize)]
+    struct Rows {
+        rows: Vec<usize>,
+        values: String,
+    }
+    let tolerance = check.get("tol_rel_fp32_grads")?;
+    let floor = 1e-4 * check.get::<f64>("total_grad_norm")?;
+    let norm = |it: &mut dyn Iterator<Item = f64>| it.map(|v| v * v).sum::<f64>().sqrt();
+    let missing = |name: &str| check.error(format!("{name} has no gradient here"));
+    let mut worst = Measured::new(0.0, tolerance, "");
+    let difference = |actual: &[f64], golden: &[f64]| {
+        let difference = norm(&mut actual.iter().zip(golden).map(|(a, g)| a - g));
+        let complete = actual.len() == golden.len();
+        if complete { difference / norm(&mut golden.iter().copied()).max(floor) } else { f64::INFINITY }
+    };
+    for (name, tensor) in check.get::<BTreeMap<String, String>>("grads")? {
+        let actual = gradients.get(&name).ok_or_else(|| missing(&name))?;
+        let error = difference(actual, &case.tensor(&tensor)?.1);
+        worst = worst.worse(Measured::new(error, tolerance, format!("gradient of {name}")));
+    }
+    if check.value("grad_rows").is_object() {
+        for (name, recorded) in check.get::<BTreeMap<String, Rows>>("grad_rows")? {
+            let actual = gradients.get(&name).ok_or_else(|| missing(&name))?;
+            let golden = case.tensor(&recorded.values)?.1;
+            let row = golden.len() / recorded.rows.len().max(1);
+            let rows: Vec<f64> = recorded
+                .rows
+                .iter()
+                .flat_map(|&r| actual.get(r * row..(r + 1) * row).unwrap_or_default())
+                .copied()
+                .collect();
+            worst = worst.worse(Measured::new(difference(&rows, &golden), tolerance, format!("rows of {name}")));
+        }
+    }
+    let norms: BTreeMap<String, f64> = check.get("grad_norms")?;
+    if norms.len() != gradients.len() {
+        return Err(check.error(format!("{} gradients instead of {}", gradients.len(), norms.len())));
+    }
+    for (name, golden) in norms {
+        let actual = gradients.get(&name).ok_or_else(|| missing(&name))?;
+        let error = (norm(&mut actual.iter().copied()) - golden).abs() / golden.max(floor);
+        worst = worst.worse(Measured::new(error, tolerance, format!("gradient norm of {name}")));
+    }
+    Ok(worst)
+}
+
 #[derive(Deserialize)]
 struct Hyperparameters {
     lr: f64,
@@ -144,7 +276,7 @@ pub(super) fn steps(case: &Case, check: Check, backend: &dyn Backend) -> Result<
         max_grad_norm: h.max_grad_norm,
     };
     let batch = Batch { n, h: height, w: width };
-    let (mut exe, program) = prepare(case, objective, batch, Some(optimizer), backend)?;
+    let (mut exe, program) = prepare(case, objective, batch, (Some(optimizer), TrainingInputs::Given), backend)?;
     let inputs = given(check, &program)?;
     copy_weights_to_ema(exe.as_mut())?;
     check.write_labels(exe.as_mut(), program.class)?;

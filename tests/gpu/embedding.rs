@@ -34,7 +34,7 @@ fn large_angles_keep_their_accuracy() {
     let times = Values(vec![6], vec![0.0, 1.0, 999.0, 3999.0, 4000.0, 1234.567]);
     let sigmas = Values(vec![6], vec![1e-3, 0.01, 0.5, 1.0, 80.0, 1000.0]);
     let frequencies = Values(vec![40], (0..40).map(|i| 16.0 * (i as f32 * 0.7).sin()).collect());
-    let embedding = TimeEmbedding { dim: 128, flip_sin_to_cos: true, freq_shift: 0.0 };
+    let embedding = TimeEmbedding { dim: 128, flip_sin_to_cos: true, freq_shift: 0.0, scale: 1.0 };
     for (op, operands) in
         [(Op::TimeEmbedding(embedding), vec![times]), (Op::FourierEmbedding, vec![sigmas, frequencies])]
     {

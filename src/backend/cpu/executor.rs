@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::conv::{self, PackedConv};
 use super::layers::{Layer, epilogue};
 use super::memory::{Buffer, Memory, Span, bytes, bytes_mut, is_integer, spans};
-use super::{attention, norm, optimizer, pointwise, sampling, training};
+use super::{attention, classifier, norm, optimizer, pointwise, sampling, training};
 use crate::backend::trace::{Step, Trace};
 use crate::backend::{BackendError, Executable, Store, check_bytes, check_floats, check_length};
 use crate::graph::{LossNoise, Node, NoiseSource, Op, ParamId, Plan, Region, ValueId};
@@ -199,11 +199,14 @@ impl CpuExecutable {
                 let z = if s.noise == NoiseSource::Given { inp(6) } else { Span::NONE };
                 let [older, saved] = s.history_operands().map(|at| at.map_or(Span::NONE, inp));
                 let [older_next, saved_next] = s.history_results().map(|at| at.map_or(Span::NONE, out));
-                let picture = if s.picture { out(2) } else { Span::NONE };
-                let reads = [inp(0), inp(1), inp(2), inp(3), inp(4), inp(5), z, older, saved];
+                let picture = if s.picture.is_some() { out(2) } else { Span::NONE };
+                let gradient = s.gradient_operand().map_or(Span::NONE, inp);
+                let reads = [inp(0), inp(1), inp(2), inp(3), inp(4), inp(5), z, older, saved, gradient];
                 let writes = [out(0), out(1), older_next, saved_next];
-                let ([x_t, model, x0_prev, step, sample, key, z, older, saved], [x, x0, older_next, saved_next]) =
-                    self.memory.split(reads, writes);
+                let (
+                    [x_t, model, x0_prev, step, sample, key, z, older, saved, gradient],
+                    [x, x0, older_next, saved_next],
+                ) = self.memory.split(reads, writes);
                 start_from(x_t, x);
                 start_from(x0_prev, x0);
                 start_from(older, older_next);
@@ -214,12 +217,21 @@ impl CpuExecutable {
                     sample: bytemuck::cast_slice(sample),
                     key: key_of(key),
                     z,
+                    gradient,
                 };
                 let channels = (shape(node.inputs[0]).channels(), shape(node.inputs[1]).channels());
                 let states = sampling::States { x, x0_prev: x0, x0_prev2: older_next, saved: saved_next };
                 sampling::step(s, channels, operands, states, bytemuck::cast_slice_mut(workspace));
                 let ([x], [picture]) = self.memory.split([out(0)], [picture]);
-                sampling::picture(x, bytes_mut(picture));
+                sampling::picture(x, s.picture.unwrap_or_default(), bytes_mut(picture));
+            }
+            Op::PoolTokens | Op::PoolTokensGrad { .. } | Op::FirstToken | Op::FirstTokenGrad { .. } => {
+                let ([x, positions], [y]) = self.memory.split([inp(0), inp(1)], [out(0)]);
+                classifier::tokens(&node.op, shape(node.inputs[0]), shape(node.outputs[0]), [x, positions], y);
+            }
+            Op::LogProbability => {
+                let ([logits, label], [log_p, gradient]) = self.memory.split([inp(0), inp(1)], [out(0), out(1)]);
+                classifier::log_probability(logits, bytemuck::cast_slice(label), log_p, gradient);
             }
             Op::Advance => {
                 let ([before], [step]) = self.memory.split([inp(0)], [out(0)]);

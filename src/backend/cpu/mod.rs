@@ -4,6 +4,7 @@
 //! the terms of one output element are added depends only on the geometry of one image.
 
 mod attention;
+mod classifier;
 pub mod conv;
 mod executor;
 pub mod gemm;

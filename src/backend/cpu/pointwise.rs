@@ -204,7 +204,7 @@ fn time_embedding(e: &TimeEmbedding, t: f64, row: &mut [f32]) {
     let half = e.dim / 2;
     row.fill(0.0);
     for i in 0..half {
-        let angle = t * (-(10_000f64.ln()) * i as f64 / (half as f64 - e.freq_shift)).exp();
+        let angle = e.scale * t * (-(10_000f64.ln()) * i as f64 / (half as f64 - e.freq_shift)).exp();
         let (sin, cos) = if e.flip_sin_to_cos { (half + i, i) } else { (i, half + i) };
         row[sin] = angle.sin() as f32;
         row[cos] = angle.cos() as f32;

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use crate::diffusion::step_table::StepInput;
 use crate::diffusion::{Clip, StepRow};
 use crate::graph::op::{NoiseSource, SamplerStep};
-use crate::levels::to_byte;
+use crate::levels::Levels;
 use crate::rng::{Sequence, Stream};
 
 /// Operands of [`step`].
@@ -22,6 +22,8 @@ pub(super) struct Operands<'a> {
     pub key: [u32; 2],
     /// Given noise, or empty.
     pub z: &'a [f32],
+    /// A classifier's gradient, or empty.
+    pub gradient: &'a [f32],
 }
 
 /// What a step advances in place; the last two are empty where the sampler has no such state.
@@ -52,6 +54,7 @@ pub(super) fn step(
     let output = image / c * model_c;
     let row = s.table.rows[t.step as usize];
     let learned = s.table.learned_variance;
+    let gradient_scale = s.classifier_scale.unwrap_or_default();
     x.par_chunks_mut(image)
         .zip(x0_prev.par_chunks_mut(image))
         .zip(magnitudes[..batch * image].par_chunks_mut(image))
@@ -86,6 +89,7 @@ pub(super) fn step(
                     x0_prev2: x0_prev2.get(i).map_or(0.0, |&x0| f64::from(x0)),
                     saved: saved.get(i).map_or(0.0, |&saved| f64::from(saved)),
                     z: f64::from(z),
+                    gradient: t.gradient.get(n * image + i).map_or(0.0, |&g| gradient_scale * f64::from(g)),
                 };
                 let (x_next, x0) = row.apply(&input, s.table.clip, scale, learned);
                 if let Some(x0_prev2) = x0_prev2.get_mut(i) {
@@ -109,10 +113,10 @@ fn images(state: &mut [f32], batch: usize, image: usize) -> impl IndexedParallel
 }
 
 /// The grey levels of x; `levels` has room for them, or is empty where nobody asked.
-pub(super) fn picture(x: &[f32], levels: &mut [u8]) {
+pub(super) fn picture(x: &[f32], rule: Levels, levels: &mut [u8]) {
     const CHUNK: usize = 1 << 14;
     let chunks = levels.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK));
-    chunks.for_each(|(levels, x)| levels.iter_mut().zip(x).for_each(|(level, &x)| *level = to_byte(x)));
+    chunks.for_each(|(levels, x)| levels.iter_mut().zip(x).for_each(|(level, &x)| *level = rule.byte(x)));
 }
 
 /// The divisor of dynamic thresholding; 1 for every other clip.

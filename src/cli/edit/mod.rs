@@ -18,7 +18,7 @@ use super::interrupt;
 use super::model::ModelArgs;
 use super::progress::Progress;
 use crate::backend::Backend;
-use crate::diffusion::{SamplerKind, SchedulerConfig};
+use crate::diffusion::{Compat, SamplerKind, SchedulerConfig};
 use crate::model::ModelFolder;
 use crate::sample::{EditOptions, Editor, Guide, SampleError};
 
@@ -109,7 +109,11 @@ impl<'a> Job<'a> {
         let backend = options.device.backend()?;
         interrupt::listen()?;
         let model = common.model.open()?;
-        let scheduler = model.scheduler.with_sampler(SamplerKind::Ddim);
+        let mut scheduler = model.scheduler.with_sampler(SamplerKind::Ddim);
+        if scheduler.compat == Compat::GuidedDiffusion {
+            // Edits walk the training timesteps, which a respaced chain has not.
+            scheduler.compat = Compat::Paper;
+        }
         if options.guidance.is_finite() {
             Ok(Self { options, model, backend, scheduler, quiet: quiet || options.json })
         } else {
@@ -120,7 +124,7 @@ impl<'a> Job<'a> {
     /// Channels, height and width of the model's images.
     fn image_shape(&self) -> Result<[usize; 3]> {
         let (h, w) = self.model.config.height_width().ok_or(SampleError::NoSize)?;
-        Ok([self.model.config.in_channels, h, w])
+        Ok([self.model.config.image_channels(), h, w])
     }
 
     /// Runs `edit`, which evaluates the network for `evaluations` images in all.

@@ -72,10 +72,14 @@ pub(super) fn sweep() -> Vec<Case> {
 
 pub(super) fn forward_only() -> Vec<Case> {
     let mut cases = Vec::new();
-    for (dim, flip_sin_to_cos, freq_shift, n) in
-        [(8, true, 0.0, 3), (7, false, 1.0, 3), (15, true, 1.0, 1), (128, false, 0.0, 5), (24, true, 0.0, 1)]
-    {
-        let e = TimeEmbedding { dim, flip_sin_to_cos, freq_shift };
+    for (dim, flip_sin_to_cos, freq_shift, scale, n) in [
+        (8, true, 0.0, 1.0, 3),
+        (7, false, 1.0, 1.0, 3),
+        (15, true, 1.0, 1.0, 1),
+        (128, false, 0.0, 1.0, 5),
+        (24, true, 0.0, 0.25, 2),
+    ] {
+        let e = TimeEmbedding { dim, flip_sin_to_cos, freq_shift, scale };
         let t = [0.0, 999.0, 3.5, 417.0, 1.0][..n].to_vec();
         let order = if flip_sin_to_cos { "cos-sin" } else { "sin-cos" };
         let id = format!("time_embedding/{n}x{dim}/{order}-{freq_shift}");

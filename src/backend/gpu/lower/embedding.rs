@@ -61,11 +61,11 @@ pub(super) fn lower(ctx: &mut Lowering, node: &Node) -> Result<(), BackendError>
     Ok(())
 }
 
-/// Turns per unit of time, `exp(-ln(10000) i / (half - shift)) / (2 pi)`.
+/// Turns per unit of time, `scale exp(-ln(10000) i / (half - shift)) / (2 pi)`.
 fn turns(e: &TimeEmbedding) -> Vec<f64> {
     let half = e.dim / 2;
     let frequency = |i: usize| (-(10_000f64.ln()) * i as f64 / (half as f64 - e.freq_shift)).exp();
-    (0..half).map(|i| frequency(i) / std::f64::consts::TAU).collect()
+    (0..half).map(|i| e.scale * frequency(i) / std::f64::consts::TAU).collect()
 }
 
 fn time(ctx: &mut Lowering, node: &Node, name: &str, frequencies: DevicePtr, half: usize, cosine_first: bool) {

@@ -1,6 +1,7 @@
 //! From a plan to launches: one function a kernel family, each a pure function of the node and its addresses.
 
 mod attention;
+mod classifier;
 mod conv;
 mod diffusion;
 mod elementwise;
@@ -195,6 +196,11 @@ fn dispatch(ctx: &mut Lowering, node: &Node) -> Result<(), BackendError> {
         Op::Conv2d(..) | Op::ConvDgrad { .. } | Op::ConvWgrad { .. } => conv::lower(ctx, node),
         Op::Linear(_) | Op::LinearDgrad { .. } | Op::LinearWgrad { .. } => linear::lower(ctx, node),
         Op::Noising(_) | Op::DiffusionLoss { .. } => diffusion::lower(ctx, node),
+        Op::PoolTokens
+        | Op::PoolTokensGrad { .. }
+        | Op::FirstToken
+        | Op::FirstTokenGrad { .. }
+        | Op::LogProbability => classifier::lower(ctx, node),
         Op::SamplerStep(_) | Op::StepTimestep { .. } | Op::Advance => sampling::lower(ctx, node),
         Op::GlobalNorm | Op::AdamW(_) => optim::lower(ctx, node),
     }

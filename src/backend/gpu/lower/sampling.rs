@@ -9,6 +9,7 @@ use crate::backend::gpu::driver::DevicePtr;
 use crate::diffusion::{Clip, LearnedVariance, StepTable};
 use crate::graph::op::SamplerStep;
 use crate::graph::{Node, NoiseSource, Op, ValueId};
+use crate::levels::Levels;
 
 /// Bytes of the two histograms of an image in threshold.cu: `2 * BINS` counts.
 const HISTOGRAM_BYTES: usize = 2 * 2048 * 4;
@@ -78,13 +79,17 @@ struct SamplerStepArgs {
     x_next: DevicePtr,
     x0: DevicePtr,
     picture: DevicePtr,
+    gradient: DevicePtr,
     model: ModelOutput,
     range: f64,
+    gradient_scale: f64,
     layout: ImageLayout,
     steps: u32,
     blocks_per_image: u32,
     clip: u32,
     variance: u32,
+    levels: u32,
+    padding: u32,
 }
 
 /// `struct SamplerHistoryArgs` of `kernels/diffusion/sampler.cu`.
@@ -174,9 +179,11 @@ fn sampler_step(ctx: &mut Lowering, node: &Node, s: &SamplerStep) -> Result<(), 
         scales: ctx.scratch(8 * images.count as usize),
         x_next: ctx.ptr(node.outputs[0]),
         x0: ctx.ptr(node.outputs[1]),
-        picture: if s.picture { ctx.ptr(node.outputs[2]) } else { DevicePtr::NULL },
+        picture: if s.picture.is_some() { ctx.ptr(node.outputs[2]) } else { DevicePtr::NULL },
+        gradient: s.gradient_operand().map_or(DevicePtr::NULL, |at| ctx.ptr(node.inputs[at])),
         model,
         range,
+        gradient_scale: s.classifier_scale.unwrap_or_default(),
         layout,
         steps: s.table.rows.len() as u32,
         blocks_per_image: images.blocks(),
@@ -186,6 +193,8 @@ fn sampler_step(ctx: &mut Lowering, node: &Node, s: &SamplerStep) -> Result<(), 
             Some(LearnedVariance::Direct) => 1,
             Some(LearnedVariance::LogRange) => 2,
         },
+        levels: u32::from(s.picture == Some(Levels::Truncated)),
+        padding: 0,
     };
     if let Clip::Dynamic { ratio, max_value } = s.table.clip {
         let position = ratio * (images.elements - 1) as f64;
