@@ -2,7 +2,6 @@
 
 mod stream;
 
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
@@ -11,7 +10,7 @@ use anyhow::{Result, bail};
 use clap::ValueEnum;
 
 use super::conditions::ConditionArgs;
-use super::device::DeviceArgs;
+use super::device::{Device, DeviceArgs};
 use super::model::ModelArgs;
 use super::progress::Progress;
 use super::{interrupt, parse};
@@ -26,7 +25,7 @@ use crate::sample::{
     CALIBRATION_SAMPLES, CALIBRATION_STEPS, LabelChoice, SampleError, SampleOptions, Sampler, calibrate,
 };
 use crate::train::TrainingState;
-use stream::{End, stream};
+use stream::{End, draw_batches, stream};
 
 pub(super) use stream::Shard;
 
@@ -179,7 +178,11 @@ pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
         Ok(scales)
     })?;
     let settings = options.settings(&model, &conditions, args.num, (backend.name(), args.device.precision.name()))?;
-    let mut sampler = Sampler::with_conditions(&model, options, conditions, backend.as_ref())?;
+    let mut sampler = match args.batch {
+        Some(_) => Sampler::with_conditions(&model, options, conditions, backend.as_ref())?,
+        None if kind == OutputKind::Animation => Sampler::with_conditions(&model, options, conditions, backend.as_ref())?,
+        None => Sampler::fitting(&model, options, conditions, backend.as_ref())?,
+    };
     let names = TrainingState::read(&args.model.path)?.map(|s| s.dataset.class_names).filter(|n| !n.is_empty());
     let begin = Instant::now();
     let samples = range.len();
@@ -262,41 +265,25 @@ fn scheduler(args: &Args, model: &ModelFolder) -> Result<SchedulerConfig> {
     Ok(scheduler)
 }
 
-/// The batch that was asked for, or one of about 16,000 pixels; split so that the last batch is as full as the others.
+/// Pixels of a batch that keep the caches of a CPU busy.
+const PIXELS_ON_A_CPU: usize = 1 << 14;
+/// Pixels of a batch beyond which a GPU gains nothing: its floors are flat from 256 images of 32x32 on.
+const PIXELS_ON_A_GPU: usize = 1 << 20;
+
+/// The batch that was asked for, or one of so many pixels as the device likes; split so that the last batch is as full as the
+/// others. On a GPU it is an upper bound: what does not fit its memory is taken in smaller batches.
 fn batch_size(args: &Args, samples: usize, model: &ModelFolder, kind: OutputKind) -> Result<usize> {
     if kind == OutputKind::Animation {
         return Ok(args.num);
     }
     let (h, w) = model.config.height_width().unwrap_or((32, 32));
-    let batch = args.batch.unwrap_or((16_384 / (h * w)).max(1));
+    let pixels = if args.device.device == Device::Cuda { PIXELS_ON_A_GPU } else { PIXELS_ON_A_CPU };
+    let batch = args.batch.unwrap_or((pixels / (h * w)).max(1));
     if batch == 0 {
         bail!("--batch 0: at least one sample must be computed at a time");
     }
     let batches = samples.div_ceil(batch);
     Ok(samples.div_ceil(batches))
-}
-
-/// [`Sampler::draw`] or [`Sampler::draw_pictures`].
-type Draw<T> = fn(&mut Sampler, Range<usize>, &mut dyn FnMut(usize) -> bool) -> Result<Vec<T>, SampleError>;
-
-/// Draws one batch after `before` others of this run; `None` if somebody asked to stop.
-fn draw_batch<T>(
-    sampler: &mut Sampler,
-    draw: Draw<T>,
-    indices: Range<usize>,
-    before: usize,
-    progress: &mut Progress,
-) -> Result<Option<Vec<T>>> {
-    if interrupt::asked() {
-        return Ok(None);
-    }
-    let done = before * sampler.steps();
-    let count = indices.len();
-    let images = draw(sampler, indices, &mut |step| {
-        progress.at((done + step * count) as u64, "");
-        !interrupt::asked()
-    });
-    unless_stopped(images)
 }
 
 fn progress(args: &Args, sampler: &Sampler, quiet: bool) -> Progress {
@@ -316,20 +303,12 @@ fn unless_stopped<T>(result: Result<T, SampleError>) -> Result<Option<T>> {
 fn draw_all(args: &Args, sampler: &mut Sampler, quiet: bool) -> Result<Option<Vec<u8>>> {
     let mut progress = progress(args, sampler, quiet);
     let mut pictures = Vec::new();
-    for indices in batches(0..args.num, sampler.batch()) {
-        let before = indices.start;
-        let batch = draw_batch(sampler, Sampler::draw_pictures, indices, before, &mut progress)?;
-        let Some(batch) = batch else { return Ok(None) };
-        pictures.extend(batch);
-    }
+    let done = draw_batches(sampler, 0..args.num, 0, &mut progress, &mut |drawn| {
+        pictures.extend(drawn.pictures()?);
+        Ok(())
+    })?;
     progress.finish();
-    Ok(Some(pictures))
-}
-
-/// The samples of each batch.
-fn batches(samples: Range<usize>, batch: usize) -> impl Iterator<Item = Range<usize>> {
-    let end = samples.end;
-    samples.step_by(batch).map(move |first| first..end.min(first + batch))
+    Ok(done.then_some(pictures))
 }
 
 /// A grid of pictures with the names of their classes; nearly square unless `columns` says otherwise.

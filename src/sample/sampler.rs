@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{Conditions, Drawn, LabelChoice, SampleError};
 use crate::backend::snapshot::Snapshot;
-use crate::backend::{Backend, Executable};
+use crate::backend::{Backend, BackendError, Executable};
 use crate::diffusion::{Compat, SchedulerConfig, StepTable};
 use crate::graph::{NoiseSource, Plan};
 use crate::layout::nhwc_to_nchw;
@@ -78,6 +78,29 @@ impl Sampler {
         backend: &dyn Backend,
     ) -> Result<Self, SampleError> {
         Self::with_plan(model, options, conditions, backend, Ok)
+    }
+
+    /// As [`Sampler::with_conditions`], but the batch of the options is the most that it may be: where a device's memory does not
+    /// hold it, the batch is as large as fits.
+    ///
+    /// # Errors
+    /// As [`Sampler::with_conditions`].
+    pub fn fitting(
+        model: &ModelFolder,
+        mut options: SampleOptions,
+        conditions: Conditions,
+        backend: &dyn Backend,
+    ) -> Result<Self, SampleError> {
+        loop {
+            match Self::with_conditions(model, options.clone(), conditions.clone(), backend) {
+                Err(SampleError::Backend(BackendError::DeviceMemory { batch: Some(fits), .. }))
+                    if fits < options.batch =>
+                {
+                    options.batch = fits;
+                }
+                sampler => return sampler,
+            }
+        }
     }
 
     /// As [`Sampler::new`], with a plan that computes more than the sampler's own.

@@ -31,7 +31,7 @@ impl Drawn {
         self.indices.clone()
     }
 
-    /// The pictures: bytes `[N, H, W, C]`, those of the images by [`crate::levels::to_byte`].
+    /// The pictures: bytes `[N, H, W, C]`, those of the images by [`crate::levels::Levels::byte`].
     ///
     /// # Errors
     /// [`SampleError::NotFinite`]: a byte no longer shows what is not finite. [`SampleError::Backend`].

@@ -60,7 +60,7 @@ fn a_broken_image_is_reported_when_its_step_comes() {
         let path = folder.path().join(name);
         let mut trainer = start_with(backend, conditional(), scheduler(), data, options(20), &path).unwrap();
         let error = trainer.run(&|| false, &mut |_| {}).unwrap_err();
-        assert!(matches!(error, TrainError::Data(_)), "{error}");
+        assert!(matches!(error, TrainError::Data { .. }), "{error}");
         (trainer.steps_done(), TrainingState::read(&path).unwrap().map(|s| s.step), bits(&trainer))
     };
     let (ahead, in_step) = (broken(&Late::new(), "ahead"), broken(&cpu(2), "in step"));

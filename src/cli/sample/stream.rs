@@ -6,13 +6,15 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use serde_json::{Map, Value};
 
-use super::{Args, batches, draw_batch};
+use super::Args;
+use crate::cli::interrupt;
 use crate::cli::progress::Progress;
 use crate::io::ImageBatch;
 use crate::io::partial::Existing;
 use crate::io::provenance::Provenance;
 use crate::io::sink::{OutputKind, SampleSet, SampleSink, open_sink};
-use crate::sample::Sampler;
+use crate::layout::nhwc_to_nchw;
+use crate::sample::{Drawn, SampleError, Sampler};
 
 /// A part of a run: number `index`, counted from 1, of `count` parts that differ in length by at most one sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,20 +97,40 @@ fn draw(
 ) -> Result<bool> {
     let [channels, height, width] = sampler.image_shape();
     let floats = OutputKind::of(out)? == OutputKind::Tensors;
-    let first = range.start;
-    for indices in batches(first + sink.written()..range.end, sampler.batch()) {
-        let before = indices.start - first;
+    let written = sink.written();
+    draw_batches(sampler, range.start + written..range.end, written, progress, &mut |drawn| {
+        let count = drawn.indices().len();
         if floats {
-            let images = draw_batch(sampler, Sampler::draw, indices, before, progress)?;
-            let Some(images) = images else { return Ok(false) };
+            let images = nhwc_to_nchw(&drawn.images()?, [count, channels, height, width]);
             sink.push(ImageBatch::new(&images, channels, height, width))?;
         } else {
-            let pictures = draw_batch(sampler, Sampler::draw_pictures, indices, before, progress)?;
-            let Some(pictures) = pictures else { return Ok(false) };
-            sink.push(ImageBatch::from_bytes(&pictures, channels, height, width))?;
+            sink.push(ImageBatch::from_bytes(&drawn.pictures()?, channels, height, width))?;
         }
+        Ok(())
+    })
+}
+
+/// Draws `samples` in batches, after `before` others of this run; false if somebody asked to stop, when what was drawn has
+/// been handed over.
+pub(super) fn draw_batches(
+    sampler: &mut Sampler,
+    samples: Range<usize>,
+    before: usize,
+    progress: &mut Progress,
+    hand_over: &mut dyn FnMut(Drawn) -> Result<()>,
+) -> Result<bool> {
+    let (end, batch) = (samples.end, sampler.batch());
+    let batches = samples.step_by(batch).map(|first| first..end.min(first + batch));
+    let before = before * sampler.steps();
+    let mut go_on = |evaluations| {
+        progress.at((before + evaluations) as u64, "");
+        !interrupt::asked()
+    };
+    match sampler.stream(batches, &mut go_on, hand_over) {
+        Ok(()) => Ok(true),
+        Err(error) if matches!(error.downcast_ref(), Some(SampleError::Stopped)) => Ok(false),
+        Err(error) => Err(error),
     }
-    Ok(true)
 }
 
 fn kept(sink: &SampleSink) -> String {
