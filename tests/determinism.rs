@@ -273,7 +273,7 @@ fn values_that_live_together_never_overlap() {
             check("training", &training(&config, n).plan);
             for guidance in [None, Some(3.0)] {
                 let table = Arc::new(StepTable::build(&scheduler(&config, 50), 10, 0.0).unwrap());
-                let options = SamplingOptions { table, guidance, noise: NoiseSource::Philox };
+                let options = SamplingOptions { guidance, ..SamplingOptions::new(table, NoiseSource::Philox) };
                 check("sampling", &SamplingProgram::new(&config, batch, &options).unwrap().plan);
             }
         }

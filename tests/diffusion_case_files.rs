@@ -1,8 +1,7 @@
 //! The diffusion mathematics against the golden cases on disk.
 //!
 //! `WARPDIFF_CASES` names a folder of the diffusers series (`p01_...`, `p20_schedules`) with more cases than
-//! `tests/cases` has; `WARPDIFF_CASES_ADM` that of the guided-diffusion series (`a20_tables`), and
-//! `WARPDIFF_CASES_MORE` that with the broken models (`bad`). What needs the last two is not run without them.
+//! `tests/cases` has; `WARPDIFF_CASES_MORE` that with the broken models (`bad`). What needs the latter is not run without it.
 
 use std::path::{Path, PathBuf};
 
@@ -263,7 +262,7 @@ fn hybrid_loss() {
 
 #[test]
 fn respaced_tables_of_guided_diffusion() {
-    let Some(folder) = optional("WARPDIFF_CASES_ADM").map(|f| f.join("a20_tables")) else { return };
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases_adm/a20_tables");
     let (case, golden) = (json(&folder.join("case.json")), Golden::of(&folder));
     let all = checks(&case, "schedule");
     for check in &all {

@@ -41,6 +41,86 @@ fn every_check_passes_on_the_cuda_kernels() {
     assert_eq!(run_all(&cases(), &kernels(Precision::F32)), CHECKS);
 }
 
+/// Checks of `tests/cases_adm`.
+const ADM_CHECKS: usize = 17 + 9 + 14;
+
+fn adm_cases() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases_adm")
+}
+
+#[test]
+fn every_check_of_guided_diffusion_passes_on_the_cpu_and_on_the_reference() {
+    for backend in [&Cpu::new(Some(2)).unwrap() as &dyn Backend, &Reference::default()] {
+        assert_eq!(run_all(&adm_cases(), backend), ADM_CHECKS);
+    }
+}
+
+/// A case with some of its checks.
+fn with_checks(case: &str, ids: &[&str]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    copy(&adm_cases().join(case), folder.path());
+    edit_case(folder.path(), |case| {
+        let checks = case["checks"].as_array_mut().unwrap();
+        checks.retain(|check| ids.contains(&check["id"].as_str().unwrap()));
+        assert_eq!(checks.len(), ids.len());
+    });
+    folder
+}
+
+fn edit_case(folder: &Path, edit: impl FnOnce(&mut serde_json::Value)) {
+    let path = folder.join("case.json");
+    let mut case: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    edit(&mut case);
+    fs::write(path, case.to_string()).unwrap();
+}
+
+/// Classifiers with their gradient, both ways to be guided by one, low-resolution conditions, and a training loss.
+#[test]
+fn checks_of_guided_diffusion_pass_on_the_cuda_kernels() {
+    let guided = ["fwd4", "cls0", "cls2", "guided_ddpm_s1", "guided_ddim_s4", "loss_mse_learned"];
+    for (case, ids) in [("a02_guided_neworder", &guided[..]), ("a05_superres", &["fwd3", "ddim20", "loss_mse_learned"])]
+    {
+        let folder = with_checks(case, ids);
+        assert_eq!(run_all(folder.path(), &kernels(Precision::F32)), ids.len());
+    }
+}
+
+#[test]
+fn networks_of_guided_diffusion_stay_within_the_bf16_tolerances() {
+    for backend in [&Reference::new(Precision::Bf16) as &dyn Backend, &kernels(Precision::Bf16)] {
+        for case in ["a02_guided_neworder", "a05_superres"] {
+            let folder = with_checks(case, &["fwd0", "fwd3"]);
+            assert_eq!(run_all(folder.path(), backend), 2);
+        }
+    }
+}
+
+/// What flags say is seen in the result: the order of attention weights, the schedule, and the classifier's scale.
+#[test]
+fn a_wrong_flag_fails_the_checks() {
+    let cpu = Cpu::new(Some(1)).unwrap();
+    let fails = |folder: &Path, words: &str| {
+        for report in verify_case(folder, &cpu).unwrap() {
+            assert_eq!(report.status, Status::Fail, "{words}: {report:?}");
+        }
+    };
+    for (flag, value) in [("use_new_attention_order", false), ("use_scale_shift_norm", false)] {
+        let folder = with_checks("a02_guided_neworder", &["fwd1", "ddpm_15"]);
+        let path = folder.path().join("model/flags.json");
+        let mut flags: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        flags[flag] = value.into();
+        fs::write(path, flags.to_string()).unwrap();
+        fails(folder.path(), flag);
+    }
+    let folder = with_checks("a02_guided_neworder", &["guided_ddpm_s1", "guided_ddim_s4"]);
+    edit_case(folder.path(), |case| {
+        for check in case["checks"].as_array_mut().unwrap() {
+            check["guidance"]["classifier_scale"] = 1.5.into();
+        }
+    });
+    fails(folder.path(), "classifier_scale");
+}
+
 /// The CUDA kernels in the simulator.
 fn kernels(precision: Precision) -> Gpu {
     Gpu::new(Arc::new(Sim::new(Options::default())), precision)

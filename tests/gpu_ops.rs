@@ -5,6 +5,7 @@ mod gpu {
     mod attention;
     mod candidates;
     mod checked;
+    mod classifier;
     mod conv;
     mod diffusion;
     mod elementwise;

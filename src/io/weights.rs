@@ -341,6 +341,32 @@ mod tests {
         }
     }
 
+    /// Six rows of two columns: as two heads of q, k and v, and as three projections.
+    #[test]
+    fn aliases_rename_tensors_and_take_their_rows() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("model.safetensors");
+        let data: Vec<f32> = (0..12).map(|i| i as f32).collect();
+        let views = [("qkv", TensorView::f32(&[6, 2], &data)), ("b", TensorView::f32(&[1], &data[..1]))];
+        safetensors_write::write(&file, &views, &[]).unwrap();
+        let alias = |name: &str, file_name: &str, rows| Alias { name: name.into(), file_name: file_name.into(), rows };
+        let rows = |first, len, stride| Some(RowBlocks { first, len, stride });
+        let mut source = WeightSource::open(&file).unwrap();
+        source.rename(&[
+            alias("k of heads", "qkv", rows(1, 1, 3)),
+            alias("k", "qkv", rows(2, 2, 6)),
+            alias("misfit", "qkv", rows(0, 4, 4)),
+            alias("absent", "nothing", None),
+        ]);
+        assert_eq!(source.names().collect::<Vec<_>>(), ["b", "k", "k of heads", "misfit"]);
+        assert_eq!(source.get_f32("k of heads", &[2, 2]).unwrap(), [2.0, 3.0, 8.0, 9.0]);
+        assert_eq!(source.get_f32("k", &[2, 2]).unwrap(), [4.0, 5.0, 6.0, 7.0]);
+        // Rows that do not fit leave the tensor whole, for its shape to be refused.
+        assert_eq!(source.info("misfit").unwrap().shape, [6, 2]);
+        assert!(matches!(source.get_f32("k", &[6, 2]), Err(FileError::Shape { .. })));
+        assert_eq!((source.own_name("absent"), source.own_name("b")), ("nothing", "b"));
+    }
+
     #[test]
     fn safetensors_go_before_bin_and_nothing_says_what_to_do() {
         let folder = tempfile::tempdir().unwrap();

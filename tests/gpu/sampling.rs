@@ -9,7 +9,7 @@ use warpdiff::diffusion::{
 };
 use warpdiff::graph::op::SamplerStep;
 use warpdiff::graph::{DType, Graph, NoiseSource, Op, Plan, ValueId};
-use warpdiff::levels::to_byte;
+use warpdiff::levels::Levels;
 
 use super::graphs::{Measured, everywhere, held_by_bf16, judge, normals, on_devices};
 use crate::common::gpu::check_families;
@@ -31,6 +31,7 @@ struct Loop {
     t: ValueId,
     model: ValueId,
     z: Option<ValueId>,
+    levels: Levels,
 }
 
 impl Loop {
@@ -40,7 +41,7 @@ impl Loop {
         let mut picture = vec![0; x.len()];
         self.exe.read_f32(self.x, &mut x).unwrap();
         self.exe.read_u8(self.picture, &mut picture).unwrap();
-        let expected: Vec<u8> = x.iter().map(|&x| to_byte(x)).collect();
+        let expected: Vec<u8> = x.iter().map(|&x| self.levels.byte(x)).collect();
         assert_eq!(picture, expected);
         picture
     }
@@ -54,12 +55,20 @@ struct Setting {
     model_channels: usize,
     guidance: Option<f64>,
     noise: NoiseSource,
+    levels: Levels,
 }
 
 impl Setting {
     fn new(table: StepTable, shape: [usize; 4]) -> Self {
         let model_channels = shape[3] * if table.learned_variance.is_some() { 2 } else { 1 };
-        Self { table: Arc::new(table), shape, model_channels, guidance: None, noise: NoiseSource::Philox }
+        Self {
+            table: Arc::new(table),
+            shape,
+            model_channels,
+            guidance: None,
+            noise: NoiseSource::Philox,
+            levels: Levels::Rounded,
+        }
     }
 
     fn elements(&self) -> usize {
@@ -81,7 +90,13 @@ impl Setting {
         let t = graph.apply(timestep, &[step]).unwrap();
         graph.keep(t);
         let table = Arc::clone(&self.table);
-        let sampler = SamplerStep { table, guidance: self.guidance, noise: self.noise, picture: true };
+        let sampler = SamplerStep {
+            table,
+            guidance: self.guidance,
+            noise: self.noise,
+            picture: Some(self.levels),
+            classifier_scale: None,
+        };
         let history = self.table.history();
         let mut state = |name: &str, used: bool| used.then(|| graph.state(name, self.shape, DType::F32));
         let states: Vec<ValueId> =
@@ -106,7 +121,7 @@ impl Setting {
         exe.write_u32(step, &[0]).unwrap();
         exe.write_u32(index, &(0..n as u32).map(|i| 1_000_000 + 3 * i).collect::<Vec<_>>()).unwrap();
         exe.write_u32(key, &[3, 4]).unwrap();
-        Loop { exe, x, x0, states, step, picture: results[2], t, model, z }
+        Loop { exe, x, x0, states, step, picture: results[2], t, model, z, levels: self.levels }
     }
 
     /// The model's output of a step: normals, or positive variances in the upper channels where they are read directly.
@@ -305,6 +320,7 @@ fn thresholds_are_exact_quantiles() {
 fn levels_and_borders() -> Vec<f32> {
     let mut values = vec![f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e30, -1e30, 0.0, -0.0, 1.0, -1.0, 1e-40];
     for k in 0..=510u16 {
+        // Every second one is where a byte is cut down, the others where it is rounded to another.
         let value = f32::from(k) / 255.0 - 1.0;
         values.extend([value, value.next_up(), value.next_down()]);
     }
@@ -313,12 +329,14 @@ fn levels_and_borders() -> Vec<f32> {
 
 /// A step that leaves x as it is, on images of whole words, of single bytes and of both.
 #[test]
-fn pictures_are_rounded_as_files_are() {
+fn pictures_are_rounded_or_cut_down_as_files_are() {
     let row = StepRow { c_x0x: 1.0, a: 0.5, b: 0.5, ..StepRow::default() };
     let table = StepTable { rows: vec![row], ..StepTable::default() };
     let values = levels_and_borders();
-    for shape in [[1, 20, 77, 1], [3, 1, 1, 515], [257, 1, 2, 3], [1, 1, 1, 1]] {
-        let setting = Setting::new(table.clone(), shape);
+    let rounded = [[1, 20, 77, 1], [3, 1, 1, 515], [257, 1, 2, 3], [1, 1, 1, 1]].map(|shape| (shape, Levels::Rounded));
+    let truncated = [[1, 20, 77, 1], [3, 1, 1, 515]].map(|shape| (shape, Levels::Truncated));
+    for (shape, levels) in rounded.into_iter().chain(truncated) {
+        let setting = Setting { levels, ..Setting::new(table.clone(), shape) };
         let mut x = values.clone();
         x.resize(setting.elements(), 0.5);
         everywhere(|backend| {
@@ -327,8 +345,8 @@ fn pictures_are_rounded_as_files_are() {
             l.exe.run().unwrap();
             let picture = l.assert_picture_is_of_x();
             // x / 2 + x / 2 is x.
-            let expected: Vec<u8> = x.iter().map(|&x| to_byte(x)).collect();
-            assert_eq!(picture, expected, "{} {shape:?}", backend.name());
+            let expected: Vec<u8> = x.iter().map(|&x| levels.byte(x)).collect();
+            assert_eq!(picture, expected, "{} {shape:?} {levels:?}", backend.name());
             assert_eq!(l.exe.read_f64(l.picture).unwrap(), expected.iter().map(|&b| f64::from(b)).collect::<Vec<_>>());
         });
     }
@@ -403,6 +421,7 @@ fn an_image_has_the_same_bits_in_any_batch() {
                 model_channels: 6,
                 guidance: None,
                 noise: NoiseSource::Philox,
+                levels: Levels::Rounded,
             };
             setting.run(backend).into_iter().filter(|m| m.name.starts_with('x')).map(|m| m.data).collect::<Vec<_>>()
         };

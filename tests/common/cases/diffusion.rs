@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use warpdiff::diffusion::{
-    Algorithm, BetaConfig, LossWeighting, Objective, PredictionType, SamplerKind, Schedule, SchedulerConfig,
+    Algorithm, BetaConfig, Compat, LossWeighting, Objective, PredictionType, SamplerKind, Schedule, SchedulerConfig,
     SolverType, StepTable, TrainingObjective, VarianceType,
 };
 use warpdiff::graph::NoiseSource;
 use warpdiff::graph::op::{LossNoise, Noising, Op, SamplerStep};
+use warpdiff::levels::Levels;
 
 use super::{Case, Operand, extent, fixed, random};
 
@@ -136,6 +137,8 @@ struct Step {
     noise: NoiseSource,
     dims: [usize; 4],
     step: u32,
+    /// Scale of a classifier's gradient.
+    classifier: Option<f64>,
 }
 
 impl Step {
@@ -149,6 +152,7 @@ impl Step {
             noise: NoiseSource::Philox,
             dims: [2, 3, 5, 3],
             step: 4,
+            classifier: None,
         }
     }
 
@@ -169,9 +173,16 @@ impl Step {
             operands.push(random(&self.dims));
         }
         operands.extend([history.x0_prev2, history.saved].into_iter().filter(|used| *used).map(|_| random(&self.dims)));
-        // Both forms of the step are met.
-        let picture = self.noise == NoiseSource::Philox;
-        let op = Op::SamplerStep(SamplerStep { table, guidance: self.guidance, noise: self.noise, picture });
+        operands.extend(self.classifier.map(|_| random(&self.dims)));
+        // All forms of the step are met.
+        let levels = if self.classifier.is_some() { Levels::Truncated } else { Levels::Rounded };
+        let op = Op::SamplerStep(SamplerStep {
+            table,
+            guidance: self.guidance,
+            noise: self.noise,
+            picture: (self.noise == NoiseSource::Philox).then_some(levels),
+            classifier_scale: self.classifier,
+        });
         Case::new(format!("sampler_step/{id}/{}/step{}", extent(&self.dims), self.step), op, operands)
     }
 }
@@ -195,6 +206,25 @@ pub(super) fn sampler_steps() -> Vec<Case> {
             s.scheduler.variance_type = variance;
             cases.push(s.case(&format!("DDPM/{variance:?}/guidance-{guidance:?}")));
         }
+    }
+    for variance in VARIANCES {
+        for (dims, noise, step) in [
+            ([2, 3, 5, 3], NoiseSource::Philox, 4),
+            ([1, 4, 4, 4], NoiseSource::Given, 0),
+            ([3, 5, 7, 1], NoiseSource::Philox, last),
+        ] {
+            let mut s = Step { dims, noise, step, classifier: Some(2.5), ..Step::new(ddpm) };
+            s.scheduler.variance_type = variance;
+            s.scheduler.compat = Compat::GuidedDiffusion;
+            cases.push(s.case(&format!("DDPM/{variance:?}/classifier")));
+        }
+    }
+    for (eta, guidance, compat) in
+        [(0.0, None, Compat::GuidedDiffusion), (0.7, Some(3.0), Compat::GuidedDiffusion), (1.0, None, Compat::Paper)]
+    {
+        let mut s = Step { eta, guidance, classifier: Some(-1.5), ..Step::new(ddim) };
+        s.scheduler.compat = compat;
+        cases.push(s.case(&format!("DDIM/eta{eta}/classifier")));
     }
     for (sampler, eta) in [(ddpm, 0.0), (ddim, 0.7), (ddim, 1.0)] {
         for noise in [NoiseSource::Philox, NoiseSource::Given] {

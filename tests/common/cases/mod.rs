@@ -3,6 +3,7 @@
 //! An id begins with the operation's family, `conv2d/..`, by which a backend's tests pick theirs. Each case is small
 //! enough for a simulator: at most some 0.1 GFLOP with its gradients, most of them a thousandth of that.
 
+mod classifier;
 mod diffusion;
 mod elementwise;
 mod layers;
@@ -95,10 +96,16 @@ pub fn sweep() -> Vec<Case> {
 
 /// Operations without a gradient.
 pub fn forward_only() -> Vec<Case> {
-    [elementwise::forward_only(), diffusion::noising(), diffusion::losses(), diffusion::sampler_steps()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        elementwise::forward_only(),
+        diffusion::noising(),
+        diffusion::losses(),
+        diffusion::sampler_steps(),
+        classifier::heads(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// All cases, each with whether its gradients are to be compared, too.
