@@ -27,7 +27,13 @@ fn open(config: &UNetConfig) -> (tempfile::TempDir, ModelFolder) {
     (folder, model)
 }
 
-fn run(model: &ModelFolder, data: &dyn Dataset, images: usize, strata: Option<usize>, backend: &dyn Backend) -> Evaluation {
+fn run(
+    model: &ModelFolder,
+    data: &dyn Dataset,
+    images: usize,
+    strata: Option<usize>,
+    backend: &dyn Backend,
+) -> Evaluation {
     let options = EvaluateOptions { images, strata, batch: 3, seed: 11 };
     evaluate(model, data, &options, backend, &mut |_, _| {}).unwrap()
 }
@@ -88,7 +94,12 @@ fn every_backend_finds_the_same_terms() {
                     (a.implied_eps_mse, g.implied_eps_mse),
                     (a.eps_mse, g.eps_mse),
                 ] {
-                    assert!((a - g).abs() <= 1e-4 * g.abs(), "{} t {}: {a} and {g}", backend.name(), golden.timesteps[0].t);
+                    assert!(
+                        (a - g).abs() <= 1e-4 * g.abs(),
+                        "{} t {}: {a} and {g}",
+                        backend.name(),
+                        golden.timesteps[0].t
+                    );
                 }
             }
             for (a, g) in actual.images.iter().zip(&golden.images) {
@@ -157,9 +168,12 @@ fn terms_follow_the_formulas() {
             own += (model_eps[i] - f64::from(eps[i])).powi(2) / 64.0;
         }
         let term = evaluation.timesteps[t];
-        for (actual, expected) in
-            [(term.bits_per_dim, kl / LN_2), (term.x0_mse, x0_mse), (term.implied_eps_mse, implied), (term.eps_mse, own)]
-        {
+        for (actual, expected) in [
+            (term.bits_per_dim, kl / LN_2),
+            (term.x0_mse, x0_mse),
+            (term.implied_eps_mse, implied),
+            (term.eps_mse, own),
+        ] {
             assert!((actual - expected).abs() < 1e-5 * expected, "t {t}: {actual}, expected {expected}");
         }
     }

@@ -114,7 +114,9 @@ fn the_strength_says_where_the_way_starts() {
     let images = noise(2 * 64, 1);
     let steps = 10;
     let with = |strength: f64| {
-        edit(&model, options(&model, steps, 0.0), &cpu(), |e| Ok((e.noised(&images, strength)?, e.img2img(&images, strength)?)))
+        edit(&model, options(&model, steps, 0.0), &cpu(), |e| {
+            Ok((e.noised(&images, strength)?, e.img2img(&images, strength)?))
+        })
     };
     assert_eq!(with(0.0), (images.clone(), images.clone()));
     let schedule = Schedule::new(&model.scheduler.betas).unwrap();
@@ -208,11 +210,13 @@ fn the_commands_write_pictures_and_data() {
     }
     assert_ne!(fs::read(out("inpaint/000000.png")).unwrap(), fs::read(out("inpaint/000001.png")).unwrap());
     edit_command("img2img", &model, &[&a, "--label", "1", "--out", &out("i.png")]).expect_success();
-    edit_command("interpolate", &model, &[&a, &b, "--num", "3", "--encode", "noise", "--out", &out("w.png")]).expect_success();
+    edit_command("interpolate", &model, &[&a, &b, "--num", "3", "--encode", "noise", "--out", &out("w.png")])
+        .expect_success();
     let run = edit_command("reconstruct", &model, &["inpaint.npz", &a, "--json", "--out", &out("r.png")]);
     run.expect_error(1, &["inpaint.npz"]);
     let run = edit_command("reconstruct", &model, &[&a, &b, "--json", "--out", &out("r.png")]).expect_success();
-    let errors = run.json()["errors"].as_array().unwrap().iter().map(|e| e["rmse"].as_f64().unwrap()).collect::<Vec<_>>();
+    let errors =
+        run.json()["errors"].as_array().unwrap().iter().map(|e| e["rmse"].as_f64().unwrap()).collect::<Vec<_>>();
     assert!(errors.len() == 2 && errors.iter().all(|&e| e > 0.0 && e < 2.0), "{errors:?}");
     // Four images a row of 64 pixels, separators between; then two, five and three.
     assert_eq!(size("inpaint.png"), (4 * 66 + 2, 2 * 66 + 2));
@@ -236,7 +240,8 @@ fn unsuitable_images_are_refused() {
     image::RgbImage::new(8, 8).save(&colour).unwrap();
     let before = place.entries();
     let out = place.arg("out.png");
-    let img2img = |image: &str, more: &[&str]| edit_command("img2img", &model, &[&[image, "--out", &out], more].concat());
+    let img2img =
+        |image: &str, more: &[&str]| edit_command("img2img", &model, &[&[image, "--out", &out], more].concat());
     img2img(&wide, &[]).expect_error(1, &["wide.png", "8 x 9 pixels", "8 x 8", "--fit"]);
     img2img(&colour, &[]).expect_error(1, &["colour.png", "RGB", "grey", "--fit"]);
     img2img(&place.arg("none.png"), &[]).expect_error(1, &["none.png"]);
