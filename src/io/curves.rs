@@ -60,18 +60,14 @@ impl Panel<'_> {
     fn draw(&self, canvas: &mut Canvas, top: usize, x_name: &str) {
         let shown = |y: f64| y.is_finite() && (!self.log_y || y > 0.0);
         let points: Vec<(f64, f64)> = self.points.iter().copied().filter(|&(x, y)| x.is_finite() && shown(y)).collect();
-        let (Some(&(first, _)), Some(&(last, _))) = (points.first(), points.last()) else {
-            centred(
-                canvas,
-                WIDTH as i64 / 2,
-                (top + PANEL / 2) as i64,
-                &format!("{}: nothing to show", self.name),
-                Font::Small,
-            );
+        if points.is_empty() {
+            let text = format!("{}: nothing to show", self.name);
+            centred(canvas, WIDTH as i64 / 2, (top + PANEL / 2) as i64, &text, Font::Small);
             return;
-        };
-        let range = |(low, high): (f64, f64), &(_, y): &(f64, f64)| (low.min(y), high.max(y));
-        let (low, high) = points.iter().fold((f64::INFINITY, f64::NEG_INFINITY), range);
+        }
+        let (low, high) = range(points.iter().map(|&(_, y)| y));
+        // Of the points that are not shown, too, so that panels of the same x are alike.
+        let (first, last) = range(self.points.iter().map(|&(x, _)| x));
         let frame = Frame {
             left: 84.0,
             top: top as f32,
@@ -83,6 +79,12 @@ impl Panel<'_> {
         frame.draw_axes(canvas, x_name, self.name);
         frame.draw_curve(canvas, &points, 2.0, CURVE);
     }
+}
+
+/// The smallest and the largest finite value.
+fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
+    let wider = |(low, high): (f64, f64), v: f64| (low.min(v), high.max(v));
+    values.filter(|v| v.is_finite()).fold((f64::INFINITY, f64::NEG_INFINITY), wider)
 }
 
 #[cfg(test)]

@@ -58,27 +58,23 @@ impl Editor<'_> {
         self.each_batch(images, table, &mut |walk, indices, image, on_step| {
             let length = walk.image_len();
             let mask = &masks[indices.start * length..indices.end * length];
-            walk.start(indices.clone(), 0, &draw(&indices, Stream::InitialNoise, 0, length))?;
+            let mut x = draw(&indices, Stream::InitialNoise, 0, length);
             let mut draws = 0..;
             let mut next = || draw(&indices, Stream::EditNoise, draws.next().unwrap_or_default(), length);
+            walk.start(indices.clone(), 0, &x)?;
             for m in &moves {
-                let x = match m {
+                match m {
                     Move::Denoise { known, .. } => {
+                        walk.replace(&x)?;
                         walk.step()?;
-                        let mut x = walk.x()?;
+                        x = walk.x()?;
                         put_back(&mut x, *known, image, mask, &next());
                         on_step(indices.len())?;
-                        x
                     }
-                    Move::Renoise { draws, .. } => {
-                        let mut x = walk.x()?;
-                        draws.iter().for_each(|by| renoise(&mut x, *by, &next()));
-                        x
-                    }
-                };
-                walk.replace(&x)?;
+                    Move::Renoise { draws, .. } => draws.iter().for_each(|by| renoise(&mut x, *by, &next())),
+                }
             }
-            walk.x()
+            Ok(x)
         })
     }
 

@@ -103,6 +103,74 @@ fn a_run_that_was_cut_off_anywhere_ends_with_the_bytes_of_a_whole_one() {
 }
 
 #[test]
+fn whatever_a_killed_run_left_another_begins_or_goes_on() {
+    type Damage = fn(&Path);
+    let damages: [(&str, Damage, usize); 6] = [
+        ("the folder alone", |p| fs::read_dir(p).unwrap().for_each(|e| remove(&e.unwrap().path())), 0),
+        ("a provenance half-written", |p| fs::rename(p.join("run.json"), p.join(".run.json.tmp-1-0")).unwrap(), 0),
+        ("no progress", |p| remove(&p.join("progress.json")), 0),
+        ("progress half-written", |p| fs::write(p.join(".progress.json.tmp-1-0"), "{\"samp").unwrap(), 3),
+        ("no samples", |p| remove(&p.join("samples")), 0),
+        // As a power loss leaves a file that had grown.
+        ("zeros behind the samples", |p| grow(&p.join("samples")), 3),
+    ];
+    for name in NAMES {
+        let folder = tempfile::tempdir().unwrap();
+        let (whole, cut) = (folder.path().join("whole").join(name), folder.path().join("cut").join(name));
+        let mut sink = begin(&whole, set(0..5, 1), Existing::Refuse);
+        push(&mut sink, 0..5);
+        sink.finish().unwrap();
+        for (what, damage, kept) in damages {
+            let mut sink = begin(&cut, set(0..5, 1), Existing::Refuse);
+            push(&mut sink, 0..3);
+            sink.save().unwrap();
+            drop(sink);
+            damage(&folder_of(&cut));
+            let mut sink = begin(&cut, set(0..5, 1), Existing::Resume);
+            assert_eq!(sink.written(), kept, "{name}, {what}");
+            push(&mut sink, kept..5);
+            sink.finish().unwrap();
+            assert_eq!(contents(&cut), contents(&whole), "{name}, {what}");
+            remove(&cut);
+            assert_eq!(fs::read_dir(folder.path().join("cut")).unwrap().count(), 0, "{name}, {what}");
+        }
+    }
+}
+
+fn remove(path: &Path) {
+    if path.is_dir() { fs::remove_dir_all(path).unwrap() } else { fs::remove_file(path).unwrap() }
+}
+
+fn grow(samples: &Path) {
+    if samples.is_dir() {
+        return fs::write(samples.join("000003.png"), [0; 40]).unwrap();
+    }
+    let file = fs::OpenOptions::new().write(true).open(samples).unwrap();
+    file.set_len(file.metadata().unwrap().len() + 1000).unwrap();
+}
+
+#[test]
+fn samples_that_were_lost_are_not_made_up() {
+    for name in NAMES {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(name);
+        let mut sink = begin(&path, set(0..5, 1), Existing::Refuse);
+        push(&mut sink, 0..3);
+        sink.save().unwrap();
+        drop(sink);
+        let samples = folder_of(&path).join("samples");
+        if samples.is_dir() {
+            fs::remove_file(samples.join("000001.png")).unwrap();
+        } else {
+            let file = fs::OpenOptions::new().write(true).open(&samples).unwrap();
+            file.set_len(file.metadata().unwrap().len() - 1).unwrap();
+        }
+        let text = open_sink(&path, set(0..5, 1), Existing::Resume).map(|_| ()).unwrap_err().to_string();
+        assert!(text.contains("progress.json counts"), "{text}");
+    }
+}
+
+#[test]
 fn the_remains_of_a_run_are_neither_mixed_nor_lost() {
     for name in NAMES {
         let folder = tempfile::tempdir().unwrap();
