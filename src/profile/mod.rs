@@ -11,8 +11,8 @@ use serde::Serialize;
 
 use crate::backend::trace::Trace;
 use crate::backend::{BackendError, Executable, Precision};
-use crate::bench::roof::{Floor, Roof};
-use crate::graph::{Graph, Node, Op, cost};
+use crate::bench::roof::{Amount, Floor, Roof};
+use crate::graph::{Graph, Node, Op};
 
 /// A launch, or an operation where there are no kernels.
 #[derive(Clone, Debug, Serialize)]
@@ -146,8 +146,7 @@ impl Profile {
         let step = |(i, traced): (usize, &crate::backend::trace::Step)| {
             let node = &graph.nodes()[traced.node];
             let counts = longest[&traced.node] == i;
-            let (flops, bytes) =
-                if counts { (cost::flops(graph, node), cost::bytes(graph, node, precision)) } else { (0, 0) };
+            let amount = if counts { Amount::of(graph, node, precision) } else { Amount::default() };
             let start = start_us;
             start_us += times[i];
             let kernel = traced.kernel.as_ref();
@@ -162,9 +161,9 @@ impl Profile {
                 shared_bytes: kernel.map(|k| k.shared_bytes),
                 start_us: start,
                 us: times[i],
-                flops,
-                bytes,
-                floor: subject.roof.least(flops as f64, bytes as f64).filter(|_| counts),
+                flops: amount.flops,
+                bytes: amount.bytes,
+                floor: subject.roof.least(&amount).filter(|_| counts),
             }
         };
         let steps: Vec<Step> = trace.steps.iter().enumerate().map(step).collect();
