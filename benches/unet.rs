@@ -1,40 +1,26 @@
 //! Speed of the CPU backend, whole networks first, then the kernels that decide it. `cargo bench`, or
 //! `cargo bench -- conv` for a part.
 
+mod common;
+
 use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Duration;
 
+use common::{batch, noise};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use warpdiff::backend::cpu::conv::{self, ConvShape, PackedConv, Pass};
 use warpdiff::backend::cpu::gemm::{Epilogue, Gemm, Matrix, Operand, PackedMatrix, Threads, gemm};
-use warpdiff::backend::{Backend, Executable, Store, cpu::Cpu};
-use warpdiff::diffusion::{
-    BetaConfig, LossWeighting, Objective, PredictionType, Schedule, TrainingObjective, VarianceType,
-};
-use warpdiff::graph::{AdamW, DType, Graph, GroupNorm, Op, ParamId, Plan};
-use warpdiff::program::{Batch, ForwardProgram, TrainingInputs, TrainingOptions, TrainingProgram};
-use warpdiff::rng::{Sequence, Stream};
-use warpdiff::unet::{UNetConfig, initial_weights, presets};
-
-/// Random numbers, so that no kernel runs on zeros.
-fn noise(len: usize, seed: u64) -> Vec<f32> {
-    let mut x = vec![0.0; len];
-    Sequence::new(seed, Stream::InitialNoise, 0, 0).fill_normal(&mut x);
-    x
-}
-
-fn batch(config: &UNetConfig, n: usize) -> Batch {
-    let (h, w) = config.height_width().expect("the configuration has a size");
-    Batch { n, h, w }
-}
+use warpdiff::backend::{Backend, Executable, cpu::Cpu};
+use warpdiff::data::{Dataset, Digits};
+use warpdiff::graph::Plan;
+use warpdiff::program::ForwardProgram;
+use warpdiff::train::{Batches, Examples, TrainOptions};
+use warpdiff::unet::presets;
 
 fn with_weights(plan: Plan) -> Box<dyn Executable> {
     let mut exe = Cpu::new(None).expect("threads start").compile(plan).expect("the plan fits");
-    let params = exe.plan().graph().params().to_vec();
-    for i in 0..params.len() {
-        exe.write_param(Store::Params, ParamId::new(i), &initial_weights(&params, i, 1)).expect("lengths agree");
-    }
+    common::write_weights(exe.as_mut());
     exe
 }
 
@@ -59,18 +45,7 @@ fn forward(c: &mut Criterion) {
 fn training_step(c: &mut Criterion) {
     let config = presets::digits_small();
     let batch = batch(&config, 64);
-    let objective = TrainingObjective::new(
-        Schedule::new(&BetaConfig::linear(1000)).expect("the schedule is valid"),
-        PredictionType::Epsilon,
-        VarianceType::FixedLarge,
-        Objective::Simple,
-        LossWeighting::None,
-        17,
-    );
-    let optimizer = AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, max_grad_norm: 1.0 };
-    let options =
-        TrainingOptions { objective: Arc::new(objective), optimizer: Some(optimizer), inputs: TrainingInputs::Drawn };
-    let program = TrainingProgram::new(&config, batch, &options).expect("the configuration makes a network");
+    let program = common::training(&config, 64);
     let mut exe = with_weights(program.plan);
     let x0: Vec<f32> = noise(batch.numel(1), 3).iter().map(|v| v.clamp(-1.0, 1.0)).collect();
     exe.write_f32(program.x0, &x0).expect("lengths agree");
@@ -137,38 +112,31 @@ fn convolutions(c: &mut Criterion) {
     }
 }
 
-/// A plan of one operation on random operands of the given shapes.
-fn single(op: Op, shapes: &[&[usize]]) -> Box<dyn Executable> {
-    let mut graph = Graph::new();
-    let inputs: Vec<_> =
-        shapes.iter().enumerate().map(|(i, &shape)| graph.input(&format!("x{i}"), shape, DType::Act)).collect();
-    let outputs = graph.push(op, &inputs).expect("the operands fit");
-    graph.keep(outputs[0]);
-    let mut exe = Cpu::new(None).expect("threads start").compile(Plan::new(graph)).expect("the plan fits");
-    for (i, (&input, shape)) in inputs.iter().zip(shapes).enumerate() {
-        exe.write_f32(input, &noise(shape.iter().product(), i as u64)).expect("lengths agree");
-    }
-    exe
+/// Everything but products, as the CIFAR-10 network has it.
+fn single_operations(c: &mut Criterion) {
+    let cpu = Cpu::new(None).expect("threads start");
+    common::single_operations(c, "operations", &cpu, &presets::ddpm_cifar10_32(), 4, &|_| 1);
 }
 
-fn norm_and_attention(c: &mut Criterion) {
-    let norm = GroupNorm { groups: 32, eps: 1e-6, silu: true, modulated: false };
-    let mut exe = single(Op::GroupNorm(norm), &[&[4, 32, 32, 128], &[128], &[128]]);
-    let mut group = c.benchmark_group("group norm");
-    group.throughput(Throughput::Bytes(2 * 4 * 4 * 32 * 32 * 128));
-    group.bench_function("silu, 4x32x32x128", |b| b.iter(|| exe.run().expect("the CPU does not fail")));
-    group.finish();
-
-    let mut exe = single(Op::Attention { heads: 1 }, &[&[4, 16, 16, 3 * 256]]);
-    let mut group = c.benchmark_group("attention");
-    // Scores and their sum over the values: elements are FLOPs.
-    group.throughput(Throughput::Elements(4 * 4 * 256 * 256 * 256));
-    group.bench_function("4 x 256 tokens, 1 head of 256", |b| b.iter(|| exe.run().expect("the CPU does not fail")));
+/// The examples of a step, as the loader's thread makes them while the step before is computed.
+fn loader(c: &mut Criterion) {
+    let digits: Arc<dyn Dataset> = Arc::new(Digits::load().expect("the set is embedded"));
+    let options = TrainOptions { batch_size: 256, flip: true, ..TrainOptions::default() };
+    let batches = Batches::new(digits, &options, &presets::digits_small()).expect("the set fits the network");
+    let (mut examples, mut step) = (Examples::default(), 0);
+    let mut group = c.benchmark_group("loader");
+    group.throughput(Throughput::Elements(256));
+    group.bench_function("digits/256", |b| {
+        b.iter(|| {
+            batches.fill(black_box(step), &mut examples).expect("the set is in memory");
+            step += 1;
+        });
+    });
 }
 
 criterion_group! {
     name = benches;
     config = Criterion::default().warm_up_time(Duration::from_millis(500)).measurement_time(Duration::from_secs(3));
-    targets = forward, training_step, matrix_product, convolutions, norm_and_attention
+    targets = forward, training_step, matrix_product, convolutions, single_operations, loader
 }
 criterion_main!(benches);

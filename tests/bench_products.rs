@@ -31,12 +31,12 @@ fn check_lines(report: &Value, lines: usize) {
         assert!(us > 0.0 && row["us"]["samples"].as_u64().unwrap() >= 3, "{row}");
         let tflops = row["flops"].as_f64().unwrap() / us / 1e6;
         assert!((row["tflops"].as_f64().unwrap() / tflops - 1.0).abs() < 1e-9, "{row}");
-        for absent in ["floor", "roof_percent", "peer", "ratio", "error"] {
+        for absent in ["floor", "roof_percent", "peer", "ratio", "error", "network"] {
             assert!(row[absent].is_null(), "{absent} in {row}");
         }
     }
     assert_eq!(report["finished"], true);
-    assert_eq!(report["schema"], 1);
+    assert_eq!(report["schema"], 2);
     for key in ["protocol", "date", "precision", "device", "roof", "kind", "summary"] {
         assert!(!report[key].is_null(), "{key}");
     }
@@ -55,7 +55,7 @@ fn shapes_are_measured_on_the_cpu_and_in_the_simulator() {
         check_lines(&report, 6);
         assert_eq!((&report["kind"], &report["precision"]), (&"conv".into(), &precision.into()));
         assert_eq!(report["results"][0]["flops"], 2 * 2 * 7 * 5 * 24 * 16 * 9);
-        assert_eq!(report["results"][5]["product"], "n1h8w8c16k8r3s2p0.0.1.1");
+        assert_eq!(report["results"][5]["name"], "n1h8w8c16k8r3s2p0.0.1.1");
         bench(&[&["gemm", "--shape", "m33n24k40b3", "--pass", "wgrad,fprop"][..], &on].concat()).expect_success();
         let report = json(&out);
         check_lines(&report, 2);
@@ -70,7 +70,7 @@ fn a_network_is_measured_with_counts_and_floors_of_a_given_roof() {
     let roofs = ["--roof-tflops", "1", "--roof-gbs", "100"];
     let network = ["conv", "--preset", "digits-small", "--batch", "1,2", "--pass", "fprop", "--json", &out];
     let run = bench(&[&network[..], &roofs].concat()).expect_success();
-    assert!(run.stdout.contains("batch 2, fprop"), "{}", run.stdout);
+    assert!(run.stdout.contains("conv batch 2, fprop: "), "{}", run.stdout);
     let report = json(&out);
     assert_eq!(report["network"], "digits-small");
     let rows = report["results"].as_array().unwrap();
@@ -181,7 +181,7 @@ fn every_copy_computes_the_product() {
                 exe
             };
             let (ours, exact) = (run(&sim), run(&Reference::default()));
-            let results = |exe: &dyn Executable| [0, 1, 2].map(|copy| exe.read_f64(program.result(copy)).unwrap());
+            let results = |exe: &dyn Executable| [0, 1, 2].map(|copy| exe.read_f64(program.results(copy)[0]).unwrap());
             let (ours, exact) = (results(ours.as_ref()), results(exact.as_ref()));
             for (a, b) in ours.iter().zip(&exact) {
                 assert_eq!(a.len(), product.operands(pass)[2]);

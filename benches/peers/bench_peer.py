@@ -1,15 +1,17 @@
 #!/usr/bin/env python3
-"""PyTorch as a peer of `warpdiff bench unet`: the same networks, the same work, the same measuring protocol.
+"""PyTorch as a peer of `warpdiff bench unet` and `sample-loop`: the same networks, work and measuring protocol.
 
-    bench_peer.py --preset ddpm-cifar10-32 --batch 1,16 --layout nhwc [--train] [--compile] [--json FILE]
+    bench_peer.py --preset ddpm-cifar10-32 --batch 1,16 --layout nhwc [--train | --loop 50] [--compile] [--json FILE]
     bench_peer.py --device cuda --precision bf16 --graph ...
 
 A run is one evaluation of the network, or with --train one training step: noising, forward, backward, clipping to a
 global norm of 1, fused AdamW and an exponential moving average. Each batch size is warmed up by two runs and then
-measured for --seconds (at least 3 runs); `ms` is the median. Needs torch alone.
+measured for --seconds (at least 3 runs); `ms` is the median. With --loop a run is a whole batch of pictures: so many steps of
+DDIM from noise to bytes on the host, by the host's clock. Needs torch alone.
 
 Arithmetic is f32, on a GPU without TF32. With --precision bf16 inference runs on a network in bf16, training on f32
-weights under autocast. GPU times come from events; --graph replays the evaluation as a CUDA graph.
+weights under autocast. GPU times come from events; --graph replays the evaluation, or a step of the loop, as a CUDA graph.
+--autotune has torch.compile try every kernel that it knows, which takes minutes; without --graph it makes CUDA graphs itself.
 """
 
 import argparse
@@ -257,6 +259,45 @@ def training_run(model, network, x0, place):
     return run
 
 
+def loop_run(model, network, noise, place, steps, graph):
+    """DDIM in the order of diffusers: timesteps with leading spacing, x_0 clamped to [-1, 1]."""
+    model.eval().to(place.evaluation_type())
+    alpha_bars = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
+    timesteps = torch.arange(steps - 1, -1, -1) * (1000 // steps)
+    before = timesteps - 1000 // steps
+    now, then = alpha_bars[timesteps], torch.where(before >= 0, alpha_bars[before.clamp(min=0)], 1.0)
+    # Of each step: the timestep, 1 / sqrt(alpha_bar) and its factor of eps, then those of x_0 and eps in the next x.
+    rows = torch.stack([timesteps.double(), now.rsqrt(), ((1 - now) / now).sqrt(), then.sqrt(), (1 - then).sqrt()], dim=1)
+    rows = rows.float().to(noise.device)
+    x, index = noise.clone(), torch.zeros(1, dtype=torch.long, device=noise.device)
+
+    def step():
+        with torch.inference_mode():
+            t, over, eps, x0_next, eps_next = rows.index_select(0, index)[0].unbind()
+            out = network(x.to(place.evaluation_type()), t.expand(x.shape[0])).float()
+            x.copy_(x0_next * (over * x - eps * out).clamp(-1, 1) + eps_next * out)
+            index.add_(1)
+
+    def begin():
+        with torch.inference_mode():
+            x.copy_(noise)
+            index.zero_()
+
+    begin()
+    if steps < 4 and graph:
+        raise SystemExit("a CUDA graph warms up with three steps: --loop 4 at least")
+    replay = as_graph(step) if graph else step
+
+    def run():
+        begin()
+        for _ in range(steps):
+            replay()
+        with torch.inference_mode():
+            return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu()
+
+    return run
+
+
 def clock(run):
     begin = time.perf_counter()
     run()
@@ -295,7 +336,9 @@ def main():
     parser.add_argument("--batch", default="1,4,16", help="batch sizes, separated by commas")
     parser.add_argument("--layout", choices=("nchw", "nhwc"), default="nhwc")
     parser.add_argument("--train", action="store_true", help="measure training steps")
+    parser.add_argument("--loop", type=int, metavar="STEPS", help="measure whole batches of pictures: DDIM in so many steps")
     parser.add_argument("--compile", action="store_true", help="torch.compile instead of eager")
+    parser.add_argument("--autotune", action="store_true", help="compile, trying every kernel: minutes on a GPU")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--precision", choices=("f32", "bf16"), default="f32")
     parser.add_argument("--graph", action="store_true", help="evaluations as a CUDA graph")
@@ -305,31 +348,45 @@ def main():
     args = parser.parse_args()
     if args.graph and (args.train or args.device != "cuda"):
         parser.error("--graph is for evaluations on --device cuda")
+    if args.loop is not None and (args.train or not 1 <= args.loop <= 1000):
+        parser.error("--loop takes 1 to 1000 steps, and no --train")
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.benchmark = True
     place = Place(args.device, args.precision, args.layout)
-    timer = events if args.device == "cuda" else clock
+    timer = events if args.device == "cuda" and args.loop is None else clock
+    # CUDA graphs by torch.compile, unless they are made here.
+    tuned = "max-autotune" if args.device == "cuda" and not args.graph else "max-autotune-no-cudagraphs"
+    mode = "autotune" if args.autotune else "compile" if args.compile else "eager"
 
     preset, results = PRESETS[args.preset], []
     for batch in map(int, args.batch.split(",")):
         model = build(preset, place)
-        network = torch.compile(model, dynamic=False) if args.compile else model
+        network = model
+        if mode != "eager":
+            network = torch.compile(model, dynamic=False, mode=tuned if args.autotune else None)
         x = images(preset, batch, place)
-        run = training_run(model, network, x, place) if args.train else forward_run(model, network, x, place)
-        times = measure(as_graph(run) if args.graph else run, args.seconds, timer)
+        if args.loop is not None:
+            run = loop_run(model, network, x, place, args.loop, args.graph)
+        elif args.train:
+            run = training_run(model, network, x, place)
+        else:
+            run = forward_run(model, network, x, place)
+            run = as_graph(run) if args.graph else run
+        times = measure(run, args.seconds, timer)
         ms = times[len(times) // 2]
         row = {
             "preset": args.preset, "train": args.train, "batch": batch, "layout": args.layout,
-            "mode": ("compile" if args.compile else "eager") + ("-graph" if args.graph else ""),
+            "mode": mode + ("-graph" if args.graph else ""), "steps": args.loop,
             "device": args.device, "precision": args.precision,
             "ms": ms, "ms_min": times[0], "ms_max": times[-1], "runs": len(times), "img_s": batch / ms * 1e3,
             "parameters": sum(p.numel() for p in model.parameters()), "peak_rss_bytes": peak_rss_bytes(),
         }
         results.append(row)
+        what = "train" if args.train else "loop" if args.loop else "infer"
         print(
-            f"{args.preset:<16} {'train' if args.train else 'infer'} batch {batch:>4} {args.layout} {row['mode']:<7} "
+            f"{args.preset:<16} {what} batch {batch:>4} {args.layout} {row['mode']:<7} "
             f"{ms:>9.2f} ms {row['img_s']:>9.2f} img/s {row['peak_rss_bytes'] / 2**20:>6.0f} MiB", flush=True,
         )
     if args.json:

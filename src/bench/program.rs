@@ -1,27 +1,61 @@
-//! A plan that computes one product several times, each time from and to other memory.
+//! A plan that computes one operation several times, each time from and to other memory.
 //!
-//! A replay of it is as many launches as there are copies, and allocates nothing.
+//! A replay of it launches the operation once a copy, and allocates nothing.
 
-use super::{ConvShape, GemmShape, Pass, Product};
+use super::{ConvShape, GemmShape, Operation, Pass, Product};
 use crate::backend::{BackendError, Executable, Store};
 use crate::graph::{DType, Epilogue, Graph, GraphError, Op, ParamId, ParamSpec, Plan, ValueId};
 use crate::rng::{Sequence, Stream};
 
-/// An operand of one copy.
+/// What an operand holds.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Fill {
+    /// Standard normals.
+    Normal,
+    /// Normals.
+    Near {
+        /// Around this.
+        mean: f32,
+        /// So far.
+        deviation: f32,
+    },
+    /// These, over and over.
+    Numbers(Vec<f32>),
+    /// These.
+    Integers(Vec<u32>),
+}
+
+/// Where an operand lies.
 #[derive(Clone, Copy, Debug)]
-enum Operand {
+enum Target {
     Value(ValueId),
     Param(ParamId),
 }
 
-/// Copies of one product.
+/// An operand of one copy.
+#[derive(Clone, Debug)]
+struct Operand {
+    target: Target,
+    fill: Fill,
+}
+
+impl Operand {
+    fn value(value: ValueId, fill: Fill) -> Self {
+        Self { target: Target::Value(value), fill }
+    }
+
+    fn param(param: ParamId) -> Self {
+        Self { target: Target::Param(param), fill: Fill::Normal }
+    }
+}
+
+/// Copies of one operation.
 #[derive(Clone, Debug)]
 pub struct Program {
     /// What a backend compiles.
     pub plan: Plan,
-    operands: Vec<[Operand; 2]>,
-    results: Vec<ValueId>,
-    elements: [usize; 3],
+    operands: Vec<Vec<Operand>>,
+    results: Vec<Vec<ValueId>>,
 }
 
 impl Program {
@@ -38,10 +72,59 @@ impl Program {
                 Product::Gemm(shape) => gemm(&mut graph, shape, pass, copy)?,
             };
             graph.keep(result);
-            operands.push(values);
-            results.push(result);
+            operands.push(values.to_vec());
+            results.push(vec![result]);
         }
-        Ok(Self { plan: Plan::new(graph), operands, results, elements: product.operands(pass) })
+        Ok(Self { plan: Plan::new(graph), operands, results })
+    }
+
+    /// `copies` of an operation; the optimiser, which works on all parameters of a plan, is there once.
+    ///
+    /// # Errors
+    /// [`GraphError`] if the operands do not fit the operation.
+    pub fn of(operation: &Operation, copies: usize) -> Result<Self, GraphError> {
+        if operation.is_optimizer() {
+            return Self::optimizer(operation);
+        }
+        let mut graph = Graph::new();
+        let (mut operands, mut results) = (Vec::new(), Vec::new());
+        let types = operation.op.operand_types(operation.shapes.len());
+        for copy in 0..copies {
+            let typed = operation.shapes.iter().zip(&types).enumerate();
+            let values: Vec<ValueId> =
+                typed.map(|(i, (&shape, &dtype))| graph.input(&format!("operand{i}.{copy}"), shape, dtype)).collect();
+            let made = graph.push(operation.op.clone(), &values)?;
+            made.iter().for_each(|&v| graph.keep(v));
+            let filled = values.iter().enumerate().map(|(i, &v)| Operand::value(v, operation.fill(i)));
+            operands.push(filled.collect());
+            results.push(made);
+        }
+        Ok(Self { plan: Plan::new(graph), operands, results })
+    }
+
+    fn optimizer(operation: &Operation) -> Result<Self, GraphError> {
+        let mut graph = Graph::new();
+        let (mut operands, mut grads) = (Vec::new(), Vec::new());
+        for (i, shape) in operation.shapes.iter().enumerate() {
+            graph.param(ParamSpec::plain(format!("w{i}"), shape.dims()));
+            operands.push(Operand::param(ParamId::new(i)));
+            let grad = graph.input(&format!("dw{i}"), *shape, DType::F32);
+            operands.push(Operand::value(grad, Fill::Normal));
+            grads.push(grad);
+        }
+        graph.give_grads(&grads);
+        let mut values = Vec::new();
+        if let Op::AdamW(_) = operation.op {
+            for (i, (name, len)) in [("norm", 1), ("hyper", crate::graph::AdamW::HYPER)].into_iter().enumerate() {
+                let value = graph.input(name, [len], DType::F32);
+                operands.push(Operand::value(value, operation.fill(i)));
+                values.push(value);
+            }
+        }
+        values.extend(grads);
+        let made = graph.push(operation.op.clone(), &values)?;
+        made.iter().for_each(|&v| graph.keep(v));
+        Ok(Self { plan: Plan::new(graph), operands: vec![operands], results: vec![made] })
     }
 
     /// Writes the operands of every copy.
@@ -49,14 +132,21 @@ impl Program {
     /// # Errors
     /// If the device fails.
     pub fn fill(&self, exe: &mut dyn Executable, noise: &Noise) -> Result<(), BackendError> {
-        for (copy, pair) in self.operands.iter().enumerate() {
-            for (which, operand) in pair.iter().enumerate() {
-                let pattern = noise.pattern(copy, which, self.elements[which]);
-                match operand {
-                    Operand::Value(value) => exe.write_repeated(*value, pattern)?,
-                    Operand::Param(param) => {
-                        let data: Vec<f32> = pattern.iter().copied().cycle().take(self.elements[which]).collect();
-                        exe.write_param(Store::Params, *param, &data)?;
+        for (copy, operands) in self.operands.iter().enumerate() {
+            for (which, operand) in operands.iter().enumerate() {
+                let elements = self.elements(operand);
+                let pattern = noise.pattern(copy, which, elements);
+                match (operand.target, &operand.fill) {
+                    (Target::Value(value), Fill::Normal) => exe.write_repeated(value, pattern)?,
+                    (Target::Value(value), Fill::Near { mean, deviation }) => {
+                        let near: Vec<f32> = pattern.iter().map(|z| mean + deviation * z).collect();
+                        exe.write_repeated(value, &near)?;
+                    }
+                    (Target::Value(value), Fill::Numbers(numbers)) => exe.write_repeated(value, numbers)?,
+                    (Target::Value(value), Fill::Integers(integers)) => exe.write_u32(value, integers)?,
+                    (Target::Param(param), _) => {
+                        let data: Vec<f32> = pattern.iter().copied().cycle().take(elements).collect();
+                        exe.write_param(Store::Params, param, &data)?;
                     }
                 }
             }
@@ -64,9 +154,17 @@ impl Program {
         Ok(())
     }
 
-    /// The result of a copy.
-    pub fn result(&self, copy: usize) -> ValueId {
-        self.results[copy]
+    fn elements(&self, operand: &Operand) -> usize {
+        let graph = self.plan.graph();
+        match operand.target {
+            Target::Value(value) => graph.shape(value).numel(),
+            Target::Param(param) => graph.params()[param.index()].numel(),
+        }
+    }
+
+    /// The results of a copy; AdamW, which works in place, has none.
+    pub fn results(&self, copy: usize) -> &[ValueId] {
+        &self.results[copy]
     }
 
     /// How many copies.
@@ -77,12 +175,12 @@ impl Program {
 
 fn weights(graph: &mut Graph, copy: usize, dims: &[usize]) -> (ValueId, Operand) {
     let id = ParamId::new(graph.params().len());
-    (graph.param(ParamSpec::plain(format!("w{copy}"), dims)), Operand::Param(id))
+    (graph.param(ParamSpec::plain(format!("w{copy}"), dims)), Operand::param(id))
 }
 
 fn activations(graph: &mut Graph, name: &str, copy: usize, dims: &[usize]) -> (ValueId, Operand) {
     let value = graph.input(&format!("{name}{copy}"), dims, DType::Act);
-    (value, Operand::Value(value))
+    (value, Operand::value(value, Fill::Normal))
 }
 
 fn conv(graph: &mut Graph, s: &ConvShape, pass: Pass, copy: usize) -> Result<([Operand; 2], ValueId), GraphError> {

@@ -20,6 +20,7 @@ mod parse;
 mod presets;
 mod profile;
 mod progress;
+mod roof;
 mod sample;
 mod train;
 mod verify;

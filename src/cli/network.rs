@@ -74,7 +74,8 @@ pub(super) fn training(config: &UNetConfig, batch: Batch, backend: &dyn Backend)
     Ok(exe)
 }
 
-fn write_weights(exe: &mut dyn Executable) -> Result<()> {
+/// Writes weights as a training run begins with.
+pub(super) fn write_weights(exe: &mut dyn Executable) -> Result<()> {
     let params = exe.plan().graph().params().to_vec();
     for i in 0..params.len() {
         exe.write_param(Store::Params, ParamId::new(i), &initial_weights(&params, i, 1))?;
@@ -83,7 +84,7 @@ fn write_weights(exe: &mut dyn Executable) -> Result<()> {
 }
 
 /// Numbers that look like noise, so that no kernel runs on zeros.
-fn noise(len: usize) -> Vec<f32> {
+pub(super) fn noise(len: usize) -> Vec<f32> {
     let mut x = vec![0.0; len];
     crate::rng::Sequence::new(3, crate::rng::Stream::InitialNoise, 0, 0).fill_normal(&mut x);
     x

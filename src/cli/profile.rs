@@ -11,6 +11,7 @@ use super::device::{Device, DeviceArgs};
 use super::explain::table;
 use super::network;
 use super::presets::Preset;
+use super::roof::RoofArgs;
 use crate::backend::gpu::driver::cuda::Cuda;
 use crate::bench::roof::Roof;
 use crate::io::atomic::write_file;
@@ -47,12 +48,8 @@ pub(super) struct Args {
     /// Print the command that has Nsight Compute look at this kernel (the slowest if none is named), and nothing else.
     #[arg(long, value_name = "KERNEL", num_args = 0..=1, default_missing_value = "")]
     ncu: Option<String>,
-    /// 10^12 operations a second that the device reaches at best, in place of the known number.
-    #[arg(long, value_name = "TFLOP/s")]
-    roof_tflops: Option<f64>,
-    /// 10^9 bytes a second that the device reads and writes at best, in place of the known number.
-    #[arg(long, value_name = "GB/s")]
-    roof_gbs: Option<f64>,
+    #[command(flatten)]
+    roof: RoofArgs,
     #[command(flatten)]
     device: DeviceArgs,
 }
@@ -73,7 +70,7 @@ pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
     let step = if args.train { "training step" } else { "evaluation" };
     let subject = Subject {
         title: format!("{name}, {step} at batch {}, {}x{}", batch.n, batch.h, batch.w),
-        roof: Roof::measured(&device, backend.precision()).overridden(args.roof_tflops, args.roof_gbs),
+        roof: Roof::measured(&device, backend.precision()).overridden(args.roof.given()),
         device,
         batch: batch.n,
     };

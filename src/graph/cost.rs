@@ -1,7 +1,8 @@
-//! What an operation costs in floating-point operations and bytes.
+//! What an operation costs in floating-point operations, bytes and normal random numbers.
 
-use super::{Graph, Node, Op};
+use super::{Graph, LossNoise, Node, NoiseSource, Op};
 use crate::backend::Precision;
+use crate::diffusion::StepTable;
 
 /// Floating-point operations of one node, a multiply-add counted as two; 0 for operations that only move data.
 pub fn flops(graph: &Graph, node: &Node) -> u64 {
@@ -29,17 +30,41 @@ pub fn flops(graph: &Graph, node: &Node) -> u64 {
     }
 }
 
-/// Bytes of a parameter that the optimiser moves: gradient, two moments, weight and average read, all but the gradient
-/// written, and the bf16 copy.
-const OPTIMIZER_BYTES: u64 = 38;
-
-/// Bytes of operands and results of one node, each once; what fusion spares is counted all the same.
-pub fn bytes(graph: &Graph, node: &Node, precision: Precision) -> u64 {
-    if let Op::AdamW(_) = node.op {
-        return graph.params().iter().map(|p| p.numel() as u64 * OPTIMIZER_BYTES).sum();
+/// Normal random numbers that a node draws in the step of its table that draws most.
+pub fn normals(graph: &Graph, node: &Node) -> u64 {
+    let elements = |i: usize| graph.shape(node.inputs[i]).numel() as u64;
+    match &node.op {
+        Op::Noising(_) => elements(0),
+        Op::DiffusionLoss { noise: LossNoise::Redrawn, .. } => elements(1),
+        Op::SamplerStep(s) if s.noise == NoiseSource::Philox && s.table.rows.iter().any(|row| row.noise) => elements(0),
+        _ => 0,
     }
-    let values = node.inputs.iter().chain(&node.outputs);
-    values.map(|&v| (graph.shape(v).numel() * graph.value(v).dtype.bytes(precision)) as u64).sum()
+}
+
+/// Bytes of a parameter that the optimiser moves: gradient, two moments, weight and average read, all but the gradient
+/// written.
+const OPTIMIZER_BYTES: u64 = 36;
+/// Bytes of a parameter's bf16 copy.
+const COPY_BYTES: u64 = 2;
+
+/// Bytes of operands and results of one node, each once; what fusion spares is counted all the same. Of a sampler, the
+/// previous x_0 counts where a step of its table reads it.
+pub fn bytes(graph: &Graph, node: &Node, precision: Precision) -> u64 {
+    let size = |v| (graph.shape(v).numel() * graph.value(v).dtype.bytes(precision)) as u64;
+    let all = || node.inputs.iter().chain(&node.outputs).map(|&v| size(v)).sum::<u64>();
+    match &node.op {
+        Op::AdamW(_) => {
+            let copy = if precision == Precision::Bf16 { COPY_BYTES } else { 0 };
+            graph.params().iter().map(|p| p.numel() as u64 * (OPTIMIZER_BYTES + copy)).sum()
+        }
+        Op::SamplerStep(s) if !reads_previous_x0(&s.table) => all() - size(node.inputs[2]),
+        _ => all(),
+    }
+}
+
+/// Whether a step reads the x_0 of the step before; that of two steps before is made from it.
+fn reads_previous_x0(table: &StepTable) -> bool {
+    table.history().x0_prev2 || table.rows.iter().any(|row| row.p != 0.0 || row.keep.x0_prev != 0.0)
 }
 
 /// The two products of attention: scores and their sum over the values.

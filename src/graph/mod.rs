@@ -197,6 +197,14 @@ impl Graph {
         self.grads.get(index).copied().flatten()
     }
 
+    /// Declares inputs to be the gradients of all parameters, for a graph that begins with them.
+    ///
+    /// They lie where a backward pass would leave them.
+    pub fn give_grads(&mut self, grads: &[ValueId]) {
+        debug_assert_eq!(grads.len(), self.param_values.len());
+        self.grads = grads.iter().map(|&v| Some(v)).collect();
+    }
+
     /// Pairs of a value and the state that it replaces.
     pub fn bindings(&self) -> &[(ValueId, ValueId)] {
         &self.bindings

@@ -226,11 +226,11 @@ impl Layout<'_> {
         grad_bytes
     }
 
-    /// Places inputs and states, and the values bound to states where these are.
+    /// Places inputs and states, but for given gradients, and the values bound to states where these are.
     fn place_persistent(&mut self) -> usize {
         let mut offset = 0;
         for (i, value) in self.graph.values.iter().enumerate() {
-            if matches!(value.source, Source::Input | Source::State) {
+            if matches!(value.source, Source::Input | Source::State) && self.places[i].is_none() {
                 let len = self.bytes(ValueId(i as u32));
                 self.places[i] = Some(Place { region: Region::Persistent, offset, len });
                 offset += aligned(len);

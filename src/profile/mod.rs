@@ -6,13 +6,14 @@ pub mod chrome;
 pub mod html;
 
 use std::collections::HashMap;
+use std::ops::Add;
 
 use serde::Serialize;
 
 use crate::backend::trace::Trace;
 use crate::backend::{BackendError, Executable, Precision};
-use crate::bench::roof::{Floor, Roof};
-use crate::graph::{Graph, Node, Op, cost};
+use crate::bench::roof::{Amount, Floor, Roof};
+use crate::graph::{Graph, Node, Op};
 
 /// A launch, or an operation where there are no kernels.
 #[derive(Clone, Debug, Serialize)]
@@ -145,11 +146,9 @@ impl Profile {
         let mut start_us = 0.0;
         let step = |(i, traced): (usize, &crate::backend::trace::Step)| {
             let nodes = &graph.nodes()[traced.nodes.clone()];
-            let node = &nodes[0];
-            let counts = longest[&traced.nodes.start] == i;
-            let sum = |of: &dyn Fn(&Node) -> u64| if counts { nodes.iter().map(of).sum() } else { 0 };
-            let flops = sum(&|node| cost::flops(graph, node));
-            let bytes = sum(&|node| cost::bytes(graph, node, precision));
+            let (node, counts) = (&nodes[0], longest[&traced.nodes.start] == i);
+            let all = nodes.iter().map(|node| Amount::of(graph, node, precision));
+            let amount = if counts { all.fold(Amount::default(), Add::add) } else { Amount::default() };
             let start = start_us;
             start_us += times[i];
             let kernel = traced.kernel.as_ref();
@@ -164,9 +163,9 @@ impl Profile {
                 shared_bytes: kernel.map(|k| k.shared_bytes),
                 start_us: start,
                 us: times[i],
-                flops,
-                bytes,
-                floor: subject.roof.least(flops as f64, bytes as f64).filter(|_| counts),
+                flops: amount.flops,
+                bytes: amount.bytes,
+                floor: subject.roof.least(&amount).filter(|_| counts),
             }
         };
         let steps: Vec<Step> = trace.steps.iter().enumerate().map(step).collect();

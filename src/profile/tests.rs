@@ -39,7 +39,7 @@ fn profile(roof: Roof) -> Profile {
 
 /// 1 TFLOP/s and 1 GB/s.
 fn roofs() -> Roof {
-    Roof { tflops: Some(1.0), gbs: Some(1.0), source: "a test".into() }
+    Roof { tflops: Some(1.0), gbs: Some(1.0), gnormals: None, source: "a test".into() }
 }
 
 #[test]
@@ -81,7 +81,7 @@ fn equal_operations_and_kernels_are_added() {
 
 #[test]
 fn without_roofs_nothing_is_claimed() {
-    let p = profile(Roof { tflops: None, gbs: None, source: "none".into() });
+    let p = profile(Roof { tflops: None, gbs: None, gnormals: None, source: "none".into() });
     assert!(p.steps.iter().all(|s| s.floor.is_none()));
     assert!(
         p.operations().iter().all(|l| l.floor_us.is_none() && l.roof_percent.is_none() && l.over_floor_us.is_none())

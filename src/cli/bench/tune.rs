@@ -110,7 +110,7 @@ impl Tuner<'_> {
     /// The candidate that is worth an entry, if there is one.
     fn fastest(&self, product: &Product, pass: Pass, key: &str) -> Result<Option<String>> {
         let precision = self.gpu.precision();
-        let bytes = roof::bytes(product, pass, precision);
+        let bytes = roof::amount(product, pass, precision).bytes as usize;
         let copies = self.machine.copies(bytes);
         let program = Program::new(product, pass, copies)?;
         let graph = program.plan.graph();
@@ -165,7 +165,7 @@ impl Tuner<'_> {
         exe.run()?;
         exe.finish()?;
         let mut data = vec![0.0; product.operands(pass)[2].min(COMPARED)];
-        exe.read_part(program.result(program.copies() - 1), 0, &mut data)?;
+        exe.read_part(program.results(program.copies() - 1)[0], 0, &mut data)?;
         Ok(data.into_iter().map(f32::to_bits).collect())
     }
 
