@@ -72,7 +72,12 @@ impl Family {
             | Op::DivideByTime
             | Op::Dropout { .. }
             | Op::ToAct
-            | Op::RepeatBatch => Self::Elementwise,
+            | Op::RepeatBatch
+            | Op::PoolTokens
+            | Op::PoolTokensGrad { .. }
+            | Op::FirstToken
+            | Op::FirstTokenGrad { .. }
+            | Op::LogProbability => Self::Elementwise,
             Op::Linear(_)
             | Op::LinearDgrad { .. }
             | Op::LinearWgrad { .. }

@@ -6,6 +6,7 @@ use super::{Family, Operation};
 use crate::diffusion::{Result, SamplerKind, SchedulerConfig, StepTable, VarianceType};
 use crate::graph::op::SamplerStep;
 use crate::graph::{NoiseSource, Op, Shape};
+use crate::levels::Levels;
 use crate::program::Batch;
 
 /// A sampler as it is measured.
@@ -71,8 +72,13 @@ impl Variant {
         let model = x.with_batch(evaluations).with_channels(if self.learned { 2 * channels } else { channels });
         let mut shapes = vec![x, model, x, Shape::new(&[1]), Shape::new(&[batch.n]), Shape::new(&[2])];
         shapes.extend([history.x0_prev2, history.saved].into_iter().filter(|used| *used).map(|_| x));
-        let step =
-            SamplerStep { table, guidance: self.guided.then_some(3.0), noise: NoiseSource::Philox, picture: true };
+        let step = SamplerStep {
+            table,
+            guidance: self.guided.then_some(3.0),
+            noise: NoiseSource::Philox,
+            picture: Some(Levels::Rounded),
+            classifier_scale: None,
+        };
         let name = format!("{}.n{}h{}w{}c{channels}", self.name, batch.n, batch.h, batch.w);
         Ok(Operation { family: Family::SamplerStep, name, pass: "step", op: Op::SamplerStep(step), shapes })
     }

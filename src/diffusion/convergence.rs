@@ -45,7 +45,7 @@ fn run(table: &StepTable, x: f64, z: &dyn Fn(usize) -> f64) -> f64 {
             x0_prev2: if history.x0_prev2 { &mut x0_prev2 } else { &mut [] },
             saved: if history.saved { &mut saved } else { &mut [] },
         };
-        table.step_states(i, states, &model, &[], &[z(i)]);
+        table.step_states(i, states, &model, &[], &[z(i)], &[]);
     }
     x[0]
 }
