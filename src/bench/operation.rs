@@ -24,15 +24,8 @@ pub enum Family {
 
 impl Family {
     /// All of them, the most telling first.
-    pub const ALL: [Self; 7] = [
-        Self::Norm,
-        Self::Attention,
-        Self::SamplerStep,
-        Self::Noise,
-        Self::Optim,
-        Self::Elementwise,
-        Self::Embedding,
-    ];
+    pub const ALL: [Self; 7] =
+        [Self::Norm, Self::Attention, Self::SamplerStep, Self::Noise, Self::Optim, Self::Elementwise, Self::Embedding];
 
     /// Name on the command line and in reports.
     pub fn name(self) -> &'static str {
@@ -191,8 +184,7 @@ fn name(op: &Op, operands: &[Shape], result: Option<Shape>) -> String {
         let (silu, modulated) = (if n.silu { ".silu" } else { "" }, if n.modulated { ".modulated" } else { "" });
         format!("{}g{}{silu}{modulated}", image(x), n.groups)
     };
-    let attention =
-        |x: &Shape, heads: usize| format!("n{}t{}c{}h{heads}", x.batch(), x.pixels(), x.channels() / 3);
+    let attention = |x: &Shape, heads: usize| format!("n{}t{}c{}h{heads}", x.batch(), x.pixels(), x.channels() / 3);
     match op {
         Op::GroupNorm(n) => norm(&operands[0], n),
         Op::GroupNormGrad(n) => norm(&operands[1], n),

@@ -26,14 +26,8 @@ pub struct Variant {
     pub thresholding: bool,
 }
 
-const PLAIN: Variant = Variant {
-    name: "ddim",
-    kind: SamplerKind::Ddim,
-    steps: 50,
-    guided: false,
-    learned: false,
-    thresholding: false,
-};
+const PLAIN: Variant =
+    Variant { name: "ddim", kind: SamplerKind::Ddim, steps: 50, guided: false, learned: false, thresholding: false };
 
 /// What differs in a kernel: noise, history, guidance, a learned variance, thresholding.
 pub const VARIANTS: [Variant; 7] = [

@@ -180,7 +180,9 @@ pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
     let settings = options.settings(&model, &conditions, args.num, (backend.name(), args.device.precision.name()))?;
     let mut sampler = match args.batch {
         Some(_) => Sampler::with_conditions(&model, options, conditions, backend.as_ref())?,
-        None if kind == OutputKind::Animation => Sampler::with_conditions(&model, options, conditions, backend.as_ref())?,
+        None if kind == OutputKind::Animation => {
+            Sampler::with_conditions(&model, options, conditions, backend.as_ref())?
+        }
         None => Sampler::fitting(&model, options, conditions, backend.as_ref())?,
     };
     let names = TrainingState::read(&args.model.path)?.map(|s| s.dataset.class_names).filter(|n| !n.is_empty());

@@ -306,7 +306,9 @@ impl Driver for Cuda {
             return Ok(Box::new(graph::OneByOne::new(&self.inner, launches)));
         }
         // SAFETY: the caller's, for every replay.
-        Ok(Box::new(unsafe { graph::Replay::capture(&self.inner, &launches, overlap)? }))
+        Ok(Box::new(unsafe {
+            graph::Replay::capture(&self.inner, &launches, overlap && self.inner.told.compute_capability >= HOPPER)?
+        }))
     }
 
     unsafe fn trace(&self, launches: &[Launch], times: usize) -> Result<LaunchTimes, DriverError> {
