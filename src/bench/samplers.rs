@@ -25,14 +25,8 @@ pub struct Variant {
     pub thresholding: bool,
 }
 
-const PLAIN: Variant = Variant {
-    name: "ddim",
-    kind: SamplerKind::Ddim,
-    steps: 50,
-    guided: false,
-    learned: false,
-    thresholding: false,
-};
+const PLAIN: Variant =
+    Variant { name: "ddim", kind: SamplerKind::Ddim, steps: 50, guided: false, learned: false, thresholding: false };
 
 /// What differs in a kernel: noise, history, guidance, a learned variance, thresholding.
 pub const VARIANTS: [Variant; 7] = [
@@ -74,6 +68,13 @@ impl Variant {
         let step =
             SamplerStep { table, guidance: self.guided.then_some(3.0), noise: NoiseSource::Philox, picture: true };
         let name = format!("{}.n{}h{}w{}c{channels}", self.name, batch.n, batch.h, batch.w);
-        Ok(Operation { family: Family::SamplerStep, name, pass: "step", op: Op::SamplerStep(step), shapes })
+        Ok(Operation {
+            family: Family::SamplerStep,
+            name,
+            pass: "step",
+            op: Op::SamplerStep(step),
+            shapes,
+            behind_product: false,
+        })
     }
 }
