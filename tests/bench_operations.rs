@@ -49,7 +49,7 @@ fn expected(family: &str, name: &str, pass: &str, act: u64) -> [u64; 3] {
     let images = || of('n') * of('h') * of('w') * of('c');
     match (family, pass) {
         // x and y; gamma, beta; mean and deviation of each group.
-        ("norm", "forward") => [0, 2 * images() * act + 4 * (2 * of('c') + 2 * of('n') * of('g')), 0],
+        ("norm", "forward" | "given") => [0, 2 * images() * act + 4 * (2 * of('c') + 2 * of('n') * of('g')), 0],
         ("norm", "backward") => [0, 3 * images() * act + 4 * (4 * of('c') + 2 * of('n') * of('g')), 0],
         ("attention", pass) => {
             let (tensor, sums) = (of('n') * of('t') * of('c'), 4 * of('n') * of('h') * of('t'));
@@ -84,7 +84,7 @@ fn every_line_has_its_operations_bytes_and_floor() {
     let roofs = ["--roof-tflops", "0.001", "--roof-gbs", "100", "--roof-gnormals", "0.01", "--json", &out];
     for (device, precision) in [("cpu", "f32"), ("ref", "bf16"), ("sim", "f32"), ("sim", "bf16")] {
         let act = if precision == "bf16" { 2 } else { 4 };
-        let mut limits: Vec<String> = Vec::new();
+        let (mut limits, mut given): (Vec<String>, usize) = (Vec::new(), 0);
         for family in ["norm", "attention", "noise", "sampler-step", "optim"] {
             let on = ["--device", device, "--precision", precision, "--batch", "2,3"];
             bench(family, &[&on[..], &roofs].concat()).expect_success();
@@ -93,6 +93,11 @@ fn every_line_has_its_operations_bytes_and_floor() {
                 let work = ["flops", "bytes", "normals"].map(|key| row[key].as_u64().unwrap());
                 assert_eq!(work, expected(family, name, pass, act), "{family} {name} {pass}");
                 assert_eq!((&row["family"], &row["network"]), (&family.into(), &"digits-small".into()));
+                if row["skipped"] == true {
+                    assert!(pass == "given" && row["us"].is_null(), "{row}");
+                    continue;
+                }
+                given += usize::from(pass == "given");
                 let [us, floor] = [&row["us"]["median"], &row["floor"]["us"]].map(|v| v.as_f64().unwrap());
                 let [flops, bytes, normals] = work.map(|w| w as f64);
                 let bounds = [("flops", flops / 1e3), ("bytes", bytes / 1e5), ("normals", normals / 1e1)];
@@ -106,6 +111,11 @@ fn every_line_has_its_operations_bytes_and_floor() {
         for limit in ["flops", "bytes", "normals"] {
             assert!(limits.iter().any(|l| l == limit), "{limit}");
         }
+        assert_eq!(
+            given > 0,
+            (device, precision) == ("sim", "bf16"),
+            "{device} {precision}: {given} norms are given moments"
+        );
     }
 }
 
@@ -198,4 +208,27 @@ fn every_copy_computes_the_operation() {
             assert!(Errors::between(&first, &second).norm > 0.1, "{what}");
         }
     }
+}
+
+#[test]
+fn norms_and_attention_are_measured_by_name() {
+    let place = Place::new();
+    let out = place.arg("report.json");
+    let named =
+        |arguments: &[&str]| warpdiff(&[&["bench"], arguments, &["--seconds", "0.001", "--json", &out]].concat());
+    for device in ["cpu", "sim"] {
+        let on = ["--device", device];
+        named(&[&["attention", "--shape", "n2t35c24h3", "--shape", "n1t9c40h1"], &on[..]].concat()).expect_success();
+        let flops: Vec<u64> = rows(&out).iter().map(|row| row["flops"].as_u64().unwrap()).collect();
+        let scores = |n: u64, t: u64, c: u64| 2 * n * t * t * c;
+        let [a, b] = [scores(2, 35, 24), scores(1, 9, 40)];
+        assert_eq!(flops, [2 * a, 5 * a, 2 * b, 5 * b]);
+        named(&[&["norm", "--shape", "n2h5w7c24g3.silu.modulated"], &on[..]].concat()).expect_success();
+        let passes: Vec<Value> = rows(&out).iter().map(|row| row["pass"].clone()).collect();
+        assert_eq!(passes, ["forward", "backward"]);
+        assert!(rows(&out).iter().all(|row| row["network"].is_null() && row["batch"].is_null()));
+    }
+    named(&["attention", "--shape", "n2t35c24h5"])
+        .expect_error(2, &["24 channels are not those of 5 heads", "n16t1024c512h8"]);
+    named(&["norm", "--shape", "n2h5w7c24g3", "--batch", "2"]).expect_error(2, &["--shape", "--batch"]);
 }

@@ -1,7 +1,7 @@
 //! The operations of a network that are no products, with the numbers that their operands should hold.
 
 use super::program::Fill;
-use crate::graph::{AdamW, Graph, LossNoise, Node, Op, Shape};
+use crate::graph::{Graph, GroupNorm, LossNoise, Node, Op, Shape};
 
 /// Operations that are measured by one command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -97,6 +97,8 @@ pub struct Operation {
     pub op: Op,
     /// Of its operands; of the optimiser's, the parameters'.
     pub shapes: Vec<Shape>,
+    /// Whether it is measured behind a convolution that made its operand, and may have left something for it.
+    pub behind_product: bool,
 }
 
 impl Operation {
@@ -108,8 +110,37 @@ impl Operation {
             _ => node.inputs.iter().map(|&v| graph.shape(v)).collect(),
         };
         let result = node.outputs.first().map(|&v| graph.shape(v));
-        let (name, pass) = (name(&node.op, &shapes, result), pass(&node.op));
-        Some(Self { family, name, pass, op: node.op.clone(), shapes })
+        Some(Self::new(family, node.op.clone(), shapes, result))
+    }
+
+    fn new(family: Family, op: Op, shapes: Vec<Shape>, result: Option<Shape>) -> Self {
+        let (name, pass) = (name(&op, &shapes, result), pass(&op));
+        Self { family, name, pass, op, shapes, behind_product: false }
+    }
+
+    /// Attention on `[n, t, 1, 3c]` projections, forward and backward.
+    pub fn attention([n, tokens, channels, heads]: [usize; 4]) -> [Self; 2] {
+        let (qkv, out) = (Shape::new(&[n, tokens, 1, 3 * channels]), Shape::new(&[n, tokens, 1, channels]));
+        let sums = Shape::new(&[n, heads, tokens]);
+        [(Op::Attention { heads }, vec![qkv]), (Op::AttentionGrad { heads }, vec![out, qkv, out, sums])]
+            .map(|(op, shapes)| Self::new(Family::Attention, op, shapes, None))
+    }
+
+    /// A group norm of `[n, h, w, c]` images, forward and backward.
+    pub fn norm(x: [usize; 4], norm: GroupNorm) -> [Self; 2] {
+        let (x, channels) = (Shape::new(&x), Shape::new(&x[3..]));
+        let statistics = Shape::new(&[x.batch(), norm.groups, 2]);
+        let modulation = norm.modulated.then(|| Shape::new(&[x.batch(), 2 * x.channels()]));
+        let operands = [x, channels, channels].into_iter().chain(modulation);
+        let gradient = [x].into_iter().chain(operands.clone()).chain([statistics]);
+        [(Op::GroupNorm(norm), operands.collect()), (Op::GroupNormGrad(norm), gradient.collect())]
+            .map(|(op, shapes)| Self::new(Family::Norm, op, shapes, None))
+    }
+
+    /// The norm behind a convolution of the same shape, whose statistics it may be given; `None` of other operations.
+    pub fn behind_product(&self) -> Option<Self> {
+        let is_norm = matches!(self.op, Op::GroupNorm(_));
+        is_norm.then(|| Self { pass: "given", behind_product: true, ..self.clone() })
     }
 
     /// Whether it works on all parameters at once.
@@ -180,7 +211,7 @@ fn name(op: &Op, operands: &[Shape], result: Option<Shape>) -> String {
         let (h, w) = s.height_width();
         format!("n{}h{h}w{w}c{}", s.batch(), s.channels())
     };
-    let norm = |x: &Shape, n: &crate::graph::GroupNorm| {
+    let norm = |x: &Shape, n: &GroupNorm| {
         let (silu, modulated) = (if n.silu { ".silu" } else { "" }, if n.modulated { ".modulated" } else { "" });
         format!("{}g{}{silu}{modulated}", image(x), n.groups)
     };
@@ -195,7 +226,7 @@ fn name(op: &Op, operands: &[Shape], result: Option<Shape>) -> String {
             format!("{}{}", image(&operands[1]), if objective.learned_variance() { ".learned" } else { "" })
         }
         Op::SamplerStep(_) => image(&operands[0]),
-        Op::GlobalNorm | Op::AdamW(AdamW { .. }) => format!("p{}", operands.iter().map(Shape::numel).sum::<usize>()),
+        Op::GlobalNorm | Op::AdamW(_) => format!("p{}", operands.iter().map(Shape::numel).sum::<usize>()),
         _ => {
             let operands = operands.iter().map(ToString::to_string).collect::<Vec<_>>().join("+");
             result.map_or(operands.clone(), |y| format!("{operands}>{y}"))

@@ -2,9 +2,11 @@
 //!
 //! A replay of it launches the operation once a copy, and allocates nothing.
 
+use std::time::Duration;
+
 use super::{ConvShape, GemmShape, Operation, Pass, Product};
 use crate::backend::{BackendError, Executable, Store};
-use crate::graph::{DType, Epilogue, Graph, GraphError, Op, ParamId, ParamSpec, Plan, ValueId};
+use crate::graph::{ConvGeometry, DType, Epilogue, Graph, GraphError, Op, ParamId, ParamSpec, Plan, ValueId};
 use crate::rng::{Sequence, Stream};
 
 /// What an operand holds.
@@ -56,7 +58,12 @@ pub struct Program {
     pub plan: Plan,
     operands: Vec<Vec<Operand>>,
     results: Vec<Vec<ValueId>>,
+    /// Whether only the second node of each copy is measured.
+    behind_product: bool,
 }
+
+/// Runs that are traced at most, however many replays were asked for: each launch of one has an event.
+const TRACED: usize = 4;
 
 impl Program {
     /// `copies` of a pass of a product, without bias or anything else behind it.
@@ -75,7 +82,7 @@ impl Program {
             operands.push(values.to_vec());
             results.push(vec![result]);
         }
-        Ok(Self { plan: Plan::new(graph), operands, results })
+        Ok(Self { plan: Plan::new(graph), operands, results, behind_product: false })
     }
 
     /// `copies` of an operation; the optimiser, which works on all parameters of a plan, is there once.
@@ -91,15 +98,21 @@ impl Program {
         let types = operation.op.operand_types(operation.shapes.len());
         for copy in 0..copies {
             let typed = operation.shapes.iter().zip(&types).enumerate();
-            let values: Vec<ValueId> =
+            let mut values: Vec<ValueId> =
                 typed.map(|(i, (&shape, &dtype))| graph.input(&format!("operand{i}.{copy}"), shape, dtype)).collect();
+            let mut filled: Vec<Operand> =
+                values.iter().enumerate().map(|(i, &v)| Operand::value(v, operation.fill(i))).collect();
+            if operation.behind_product {
+                let (product, weights) = convolved(&mut graph, values[0], copy)?;
+                filled.push(weights);
+                values[0] = product;
+            }
             let made = graph.push(operation.op.clone(), &values)?;
             made.iter().for_each(|&v| graph.keep(v));
-            let filled = values.iter().enumerate().map(|(i, &v)| Operand::value(v, operation.fill(i)));
-            operands.push(filled.collect());
+            operands.push(filled);
             results.push(made);
         }
-        Ok(Self { plan: Plan::new(graph), operands, results })
+        Ok(Self { plan: Plan::new(graph), operands, results, behind_product: operation.behind_product })
     }
 
     fn optimizer(operation: &Operation) -> Result<Self, GraphError> {
@@ -124,7 +137,40 @@ impl Program {
         values.extend(grads);
         let made = graph.push(operation.op.clone(), &values)?;
         made.iter().for_each(|&v| graph.keep(v));
-        Ok(Self { plan: Plan::new(graph), operands: vec![operands], results: vec![made] })
+        Ok(Self { plan: Plan::new(graph), operands: vec![operands], results: vec![made], behind_product: false })
+    }
+
+    /// Time that the device spends on what is measured in `replays` runs.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn timed(&self, exe: &mut dyn Executable, replays: usize) -> Result<Duration, BackendError> {
+        if !self.behind_product {
+            return exe.run_timed(replays);
+        }
+        let trace = exe.trace(replays.clamp(1, TRACED))?;
+        let measured = |step: usize| self.measures(trace.steps[step].node);
+        let times = trace.runs.iter().flat_map(|run| run.iter().enumerate()).filter(|(step, _)| measured(*step));
+        let all: Duration = times.map(|(_, time)| time.saturating_sub(trace.overhead)).sum();
+        Ok(all.mul_f64(replays as f64 / trace.runs.len().max(1) as f64))
+    }
+
+    /// Whether the norms behind products read statistics that these left; true of all other operations.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn is_given(&self, exe: &mut dyn Executable) -> Result<bool, BackendError> {
+        if !self.behind_product {
+            return Ok(true);
+        }
+        let trace = exe.trace(1)?;
+        let reads_moments = |name: &str| name.starts_with("norm_given") || name.starts_with("norm_combine");
+        let kernels = trace.steps.iter().filter_map(|step| step.kernel.as_ref());
+        Ok(kernels.filter(|kernel| reads_moments(&kernel.name)).count() >= self.copies())
+    }
+
+    fn measures(&self, node: usize) -> bool {
+        !self.behind_product || matches!(self.plan.graph().nodes()[node].op, Op::GroupNorm(_))
     }
 
     /// Writes the operands of every copy.
@@ -171,6 +217,14 @@ impl Program {
     pub fn copies(&self) -> usize {
         self.results.len()
     }
+}
+
+/// A convolution of an image that keeps its shape.
+fn convolved(graph: &mut Graph, x: ValueId, copy: usize) -> Result<(ValueId, Operand), GraphError> {
+    let channels = graph.shape(x).channels();
+    let (filter, operand) = weights(graph, copy, &[channels, 3, 3, channels]);
+    let op = Op::Conv2d(ConvGeometry::SAME_3X3, Epilogue::bias(false));
+    Ok((graph.apply(op, &[x, filter])?, operand))
 }
 
 fn weights(graph: &mut Graph, copy: usize, dims: &[usize]) -> (ValueId, Operand) {

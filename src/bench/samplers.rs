@@ -74,6 +74,13 @@ impl Variant {
             classifier_scale: None,
         };
         let name = format!("{}.n{}h{}w{}c{channels}", self.name, batch.n, batch.h, batch.w);
-        Ok(Operation { family: Family::SamplerStep, name, pass: "step", op: Op::SamplerStep(step), shapes })
+        Ok(Operation {
+            family: Family::SamplerStep,
+            name,
+            pass: "step",
+            op: Op::SamplerStep(step),
+            shapes,
+            behind_product: false,
+        })
     }
 }

@@ -51,7 +51,8 @@ impl Work {
             Self::Operation(operation) => {
                 let program = Program::of(operation, 1)?;
                 let graph = program.plan.graph();
-                Ok(graph.nodes().iter().map(|node| Amount::of(graph, node, precision)).sum())
+                // The last node: a product may stand before it.
+                Ok(graph.nodes().last().map(|node| Amount::of(graph, node, precision)).unwrap_or_default())
             }
         }
     }

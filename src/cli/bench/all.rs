@@ -70,7 +70,7 @@ pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
     let begin = Instant::now();
     let network = args.network.open()?;
     let measure = &args.measure;
-    let parts = parts(&network, &args.batch)?;
+    let parts = parts(&network, &args.batch, measure.gives_statistics())?;
     let kinds: &[PeerKind] = if args.peers { &[PeerKind::Cudnn, PeerKind::CublasLt] } else { &[] };
     let mut missing = Vec::new();
     for &kind in kinds {
@@ -151,7 +151,7 @@ fn is_over(until: Option<Instant>) -> bool {
 
 /// All parts, in the order in which they are measured: what a user waits for, then where the time goes at the first batch
 /// size, then at the others.
-fn parts(network: &Network, batches: &[u32]) -> Result<Vec<Part>> {
+fn parts(network: &Network, batches: &[u32], given: bool) -> Result<Vec<Part>> {
     let batches: Vec<usize> = batches.iter().map(|&n| n as usize).collect();
     let (first, others) = batches.split_at(1);
     let mut parts = Vec::new();
@@ -162,7 +162,7 @@ fn parts(network: &Network, batches: &[u32]) -> Result<Vec<Part>> {
         for family in Family::ALL {
             // What does not depend on the batch is measured once.
             if at == 0 || family != Family::Optim {
-                parts.push(Part::Lines(line::of_family(network, n, family)?));
+                parts.push(Part::Lines(line::of_family(network, n, family, given)?));
             }
         }
         let product = |takes: fn(&Product) -> bool| line::products(network, n, &Pass::ALL, takes).map(Part::Lines);

@@ -6,7 +6,7 @@ use super::options::Network;
 use crate::bench::collect;
 use crate::bench::operation::operations;
 use crate::bench::samplers::VARIANTS;
-use crate::bench::{Family, Pass, Product, Work};
+use crate::bench::{Family, Operation, Pass, Product, Work};
 use crate::cli::network;
 use crate::program::Batch;
 
@@ -31,8 +31,9 @@ pub(super) fn products(of: &Network, n: usize, passes: &[Pass], takes: impl Fn(&
     Ok(lines)
 }
 
-/// The operations of a family in a training step at one batch size; of a sampler's steps, those that differ.
-pub(super) fn of_family(of: &Network, n: usize, family: Family) -> Result<Vec<Line>> {
+/// The operations of a family in a training step at one batch size; of a sampler's steps, those that differ. With `given`,
+/// norms behind a convolution, too.
+pub(super) fn of_family(of: &Network, n: usize, family: Family, given: bool) -> Result<Vec<Line>> {
     let batch = network::batch(&of.config, n);
     if family == Family::SamplerStep {
         return sampler_steps(of, batch);
@@ -40,7 +41,10 @@ pub(super) fn of_family(of: &Network, n: usize, family: Family) -> Result<Vec<Li
     let program = network::training_program(&of.config, batch)?;
     let found = operations(program.plan.graph(), family);
     let batch = (family != Family::Optim).then_some(n);
-    Ok(found.into_iter().map(|(operation, count)| Line { work: Work::Operation(operation), count, batch }).collect())
+    let behind: Vec<(Operation, usize)> =
+        found.iter().filter(|_| given).filter_map(|(o, count)| Some((o.behind_product()?, *count))).collect();
+    let found = found.into_iter().chain(behind);
+    Ok(found.map(|(operation, count)| Line { work: Work::Operation(operation), count, batch }).collect())
 }
 
 fn sampler_steps(of: &Network, batch: Batch) -> Result<Vec<Line>> {

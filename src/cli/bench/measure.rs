@@ -68,8 +68,13 @@ impl Measuring<'_> {
                 peer = None;
             }
         }
+        if !program.is_given(exe.as_mut())? {
+            row.error = Some("not measured: here the norm computes its statistics itself".into());
+            row.skipped = true;
+            return Ok(());
+        }
         let launches = program.copies();
-        let mut ours = |replays: usize| Ok::<Duration, anyhow::Error>(exe.run_timed(replays)?);
+        let mut ours = |replays: usize| Ok::<Duration, anyhow::Error>(program.timed(exe.as_mut(), replays)?);
         let mut candidate = Runner { launches, timed: &mut ours };
         let outcome = match &mut peer {
             None => race::race(&mut candidate, None, &self.protocol)?,

@@ -41,9 +41,9 @@ enum What {
     /// Linear layers as matrix products, one by one, in turn with cuBLASLt.
     Gemm(gemm::Args),
     /// Group norms with what is fused to them, forward and backward.
-    Norm(operation::Args),
+    Norm(operation::NormArgs),
     /// Attention, forward and backward.
-    Attention(operation::Args),
+    Attention(operation::AttentionArgs),
     /// The updates of the samplers.
     SamplerStep(operation::Args),
     /// Forward noising, and the loss.
@@ -66,8 +66,8 @@ pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
         What::SampleLoop(args) => loops::run(args, quiet),
         What::Conv(args) => conv::run(args, quiet),
         What::Gemm(args) => gemm::run(args, quiet),
-        What::Norm(args) => operation::run(Family::Norm, args, quiet),
-        What::Attention(args) => operation::run(Family::Attention, args, quiet),
+        What::Norm(args) => operation::run_norm(args, quiet),
+        What::Attention(args) => operation::run_attention(args, quiet),
         What::SamplerStep(args) => operation::run(Family::SamplerStep, args, quiet),
         What::Noise(args) => operation::run(Family::Noise, args, quiet),
         What::Optim(args) => operation::run(Family::Optim, args, quiet),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use crate::bench::race::Protocol;
-use crate::cli::device::DeviceArgs;
+use crate::cli::device::{Arithmetic, Device, DeviceArgs};
 use crate::cli::network;
 use crate::cli::presets::Preset;
 use crate::cli::roof::RoofArgs;
@@ -57,6 +57,11 @@ pub(super) struct MeasureArgs {
 impl MeasureArgs {
     pub fn protocol(&self) -> Protocol {
         Protocol::new(duration(self.seconds))
+    }
+
+    /// Whether products may leave statistics for norms.
+    pub fn gives_statistics(&self) -> bool {
+        matches!(self.device.device, Device::Cuda | Device::Sim) && self.device.precision == Arithmetic::Bf16
     }
 }
 

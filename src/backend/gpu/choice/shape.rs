@@ -18,6 +18,12 @@ pub struct ShapeError {
     example: &'static str,
 }
 
+impl ShapeError {
+    pub(crate) fn new(text: &str, reason: String, example: &'static str) -> Self {
+        Self { text: text.into(), reason, example }
+    }
+}
+
 /// A convolution: `x [n, h, w, c]`, `w [k, r, s, c]`, NHWC.
 ///
 /// Of its name, `r3` (or `r1x3` for a filter one pixel high), stride `s1` and padding `p1` (or `p0.0.1.1` for top, left,
@@ -231,7 +237,8 @@ const MOST_ELEMENTS: usize = 1 << 40;
 /// More than this does not fit an argument of a kernel.
 const MOST_SIDE: usize = i32::MAX as usize;
 
-fn check_sizes(tensors: &[(&str, [usize; 4])]) -> Result<(), String> {
+/// Checks that no tensor is larger than any device.
+pub(crate) fn check_sizes(tensors: &[(&str, [usize; 4])]) -> Result<(), String> {
     for (name, sides) in tensors {
         let elements = sides.iter().try_fold(1usize, |all, &side| all.checked_mul(side));
         if elements.is_none_or(|n| n > MOST_ELEMENTS) {
@@ -242,10 +249,10 @@ fn check_sizes(tensors: &[(&str, [usize; 4])]) -> Result<(), String> {
 }
 
 /// Letters, each with what stands behind it: `n256h32c64+128`.
-struct Fields<'a>(Vec<(char, &'a str)>);
+pub(crate) struct Fields<'a>(Vec<(char, &'a str)>);
 
 impl<'a> Fields<'a> {
-    fn new(text: &'a str, letters: &str) -> Result<Self, String> {
+    pub(crate) fn new(text: &'a str, letters: &str) -> Result<Self, String> {
         let mut fields: Vec<(char, &str)> = Vec::new();
         let mut rest = text;
         while let Some(letter) = rest.chars().next() {
@@ -282,7 +289,8 @@ impl<'a> Fields<'a> {
         if numbers.contains(&0) { Err(format!("{letter} is 0")) } else { Ok(numbers) }
     }
 
-    fn one(&self, letter: char, default: Option<usize>) -> Result<usize, String> {
+    /// The only number behind a letter.
+    pub(crate) fn one(&self, letter: char, default: Option<usize>) -> Result<usize, String> {
         // No number holds this separator, so that two numbers are none.
         Ok(self.positive(letter, ' ', default)?[0])
     }
