@@ -124,7 +124,7 @@ fn print_timesteps(timesteps: &[TimestepTerms]) {
         let mean = |f: fn(&TimestepTerms) -> f64| group.iter().map(f).sum::<f64>() / group.len() as f64;
         println!(
             "{:>11}  {:>10.3e}  {:>10.3e}  {:>11.3e}  {:>10.3e}",
-            format!("{}..{}", first.t, last.t),
+            if first.t == last.t { first.t.to_string() } else { format!("{}..{}", first.t, last.t) },
             mean(|t| t.bits_per_dim),
             mean(|t| t.eps_mse),
             mean(|t| t.implied_eps_mse),

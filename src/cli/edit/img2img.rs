@@ -6,12 +6,12 @@ use anyhow::Result;
 use serde_json::json;
 
 use super::output::{Edited, side_by_side, write};
-use super::{Common, Job, Options, images};
+use super::{Job, ModelArgs, Options, images};
 
 #[derive(clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
-    common: Common,
+    model: ModelArgs,
     /// Images: PNG, JPEG, or .npz.
     #[arg(required = true)]
     images: Vec<PathBuf>,
@@ -29,7 +29,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, quiet: bool) -> Result<()> {
-    let job = Job::open(&args.common, &args.options, quiet)?;
+    let job = Job::open(&args.model, &args.options, quiet)?;
     let shape = job.image_shape()?;
     let length = shape.iter().product::<usize>();
     let images = images::read(&args.images, shape, args.options.fit)?;

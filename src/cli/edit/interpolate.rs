@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use serde_json::json;
 
 use super::output::{Edited, write};
-use super::{Common, Job, Options, images};
+use super::{Job, ModelArgs, Options, images};
 use crate::diffusion::interpolation::slerp;
 
 /// How an image gets a latent.
@@ -22,7 +22,7 @@ enum Encoder {
 #[derive(clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
-    common: Common,
+    model: ModelArgs,
     /// The first image: PNG or JPEG.
     from: PathBuf,
     /// The last image.
@@ -41,7 +41,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, quiet: bool) -> Result<()> {
-    let job = Job::open(&args.common, &args.options, quiet)?;
+    let job = Job::open(&args.model, &args.options, quiet)?;
     let shape = job.image_shape()?;
     let length = shape.iter().product::<usize>();
     let ends = images::read(&[args.from.clone(), args.to.clone()], shape, args.options.fit)?;

@@ -56,13 +56,6 @@ pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
     }
 }
 
-/// The model of an edit.
-#[derive(clap::Args)]
-struct Common {
-    #[command(flatten)]
-    model: ModelArgs,
-}
-
 /// How to edit, and where the result goes.
 #[derive(clap::Args)]
 struct Options {
@@ -104,11 +97,11 @@ struct Job<'a> {
 }
 
 impl<'a> Job<'a> {
-    fn open(common: &Common, options: &'a Options, quiet: bool) -> Result<Self> {
+    fn open(model: &ModelArgs, options: &'a Options, quiet: bool) -> Result<Self> {
         output::check(&options.out)?;
         let backend = options.device.backend()?;
         interrupt::listen()?;
-        let model = common.model.open()?;
+        let model = model.open()?;
         let mut scheduler = model.scheduler.with_sampler(SamplerKind::Ddim);
         if scheduler.compat == Compat::GuidedDiffusion {
             // Edits walk the training timesteps, which a respaced chain has not.
