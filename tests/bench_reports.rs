@@ -69,6 +69,23 @@ fn a_loop_is_measured_on_every_device_in_groups() {
             assert!(row["loops"].as_u64().unwrap() >= 3 && row["family"] == "sample-loop");
         }
     }
+    // 3000 evaluations do not fit what is left; that is said, and no failure.
+    let long = [
+        "sample-loop",
+        "--preset",
+        "digits-small",
+        "--batch",
+        "64",
+        "--steps",
+        "1000",
+        "--budget",
+        "2",
+        "--json",
+        &out,
+    ];
+    let run = bench(&long).expect_success();
+    assert!(run.stdout.contains("not measured: 3 loops take about"), "{}", run.stdout);
+    assert_eq!(read(&out)["results"][0]["skipped"], true);
     bench(&["sample-loop", "--steps", "0"]).expect_error(2, &["--steps"]);
 }
 

@@ -283,7 +283,6 @@ def loop_run(model, network, noise, place, steps, graph):
             x.copy_(noise)
             index.zero_()
 
-    begin()
     if steps < 4 and graph:
         raise SystemExit("a CUDA graph warms up with three steps: --loop 4 at least")
     replay = as_graph(step) if graph else step

@@ -149,7 +149,7 @@ impl Program {
             return exe.run_timed(replays);
         }
         let trace = exe.trace(replays.clamp(1, TRACED))?;
-        let measured = |step: usize| self.measures(trace.steps[step].node);
+        let measured = |step: usize| self.measures(trace.steps[step].nodes.start);
         let times = trace.runs.iter().flat_map(|run| run.iter().enumerate()).filter(|(step, _)| measured(*step));
         let all: Duration = times.map(|(_, time)| time.saturating_sub(trace.overhead)).sum();
         Ok(all.mul_f64(replays as f64 / trace.runs.len().max(1) as f64))

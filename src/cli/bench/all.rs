@@ -111,7 +111,7 @@ pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
     let mut weight: f64 = parts.iter().map(Part::weight).sum();
     let backend = machine.backend.as_ref();
     for part in &parts {
-        let until = share(begin, measure.budget, part.weight() / weight);
+        let until = share(measure.left(begin), part.weight() / weight);
         weight -= part.weight();
         let seconds = duration(measure.seconds);
         match part {
@@ -119,7 +119,8 @@ pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
             Part::Unet { n, train } => report.add(unet::measure(&network, *n, *train, backend, &roof, seconds)?)?,
             Part::Loop { n } => {
                 let of = Loop { method: Method::Ddim, steps: STEPS, group: STEPS };
-                report.add(loops::measure(&network, *n, of, backend, &roof, seconds)?)?;
+                let time = (seconds, measure.left(begin));
+                report.add(loops::measure(&network, *n, of, &machine, &roof, time)?)?;
             }
             Part::Lines(lines) => {
                 for line in lines.iter().take_while(|_| !is_over(until)) {
@@ -140,9 +141,8 @@ pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
 }
 
 /// When a part has to end, given its share of the time that is left; `None` without a budget.
-fn share(begin: Instant, budget: Option<f64>, share: f64) -> Option<Instant> {
-    let left = duration(budget?).saturating_sub(begin.elapsed());
-    Some(Instant::now() + Duration::from_secs_f64(left.as_secs_f64() * share.clamp(0.0, 1.0)))
+fn share(left: Option<Duration>, share: f64) -> Option<Instant> {
+    left.map(|left| Instant::now() + left.mul_f64(share.clamp(0.0, 1.0)))
 }
 
 fn is_over(until: Option<Instant>) -> bool {

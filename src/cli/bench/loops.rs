@@ -25,6 +25,8 @@ use crate::program::{SamplingOptions, SamplingProgram};
 pub(super) const FAMILY: &str = "sample-loop";
 /// At least so many loops are measured.
 const LEAST: usize = 3;
+/// Steps before them.
+const WARM_UP: usize = 3;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Method {
@@ -121,33 +123,42 @@ pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
         Row::print_head();
     }
     for (n, of) in loops {
-        if measure.budget.is_some_and(|budget| begin.elapsed() >= duration(budget)) {
+        if measure.left(begin) == Some(Duration::ZERO) {
             break;
         }
-        let time = duration(measure.seconds);
-        report.add(self::measure(&network, n as usize, of, machine.backend.as_ref(), &roof, time)?)?;
+        let left = measure.left(begin);
+        report.add(self::measure(&network, n as usize, of, &machine, &roof, (duration(measure.seconds), left))?)?;
     }
     report.end(quiet)
 }
 
-/// Loops of a sampler at one batch size. The floor of a step is the sum of its operations' floors.
+/// Loops of a sampler at one batch size, for some seconds and no more than are left. The floor of a step is the sum of its
+/// operations' floors.
 pub(super) fn measure(
     network: &Network,
     n: usize,
     of: Loop,
-    backend: &dyn Backend,
+    machine: &Machine,
     roof: &Roof,
-    budget: Duration,
+    (budget, left): (Duration, Option<Duration>),
 ) -> Result<Row> {
+    let backend = machine.backend.as_ref();
+    let mut row = Row::of_network(FAMILY, Some(&network.name), of.name(), "step", Some(n));
     let mut loops = Loops::new(network, n, of, backend)?;
-    (0..2).try_for_each(|_| loops.once())?;
+    // One more than is measured: its pictures are what the first measured loop waits for.
+    let least = loops.warm_up()? * (LEAST + 1) as u32;
+    if left.is_some_and(|left| least > left) {
+        row.error = Some(format!("not measured: {LEAST} loops take about {:.0} s", least.as_secs_f64()));
+        row.skipped = true;
+        return Ok(row);
+    }
+    loops.once(of.steps)?;
     let (start, mut seconds) = (Instant::now(), Vec::new());
     while seconds.len() < LEAST || (start.elapsed() < budget && seconds.len() < 1000) {
         let begin = Instant::now();
-        loops.once()?;
+        loops.once(of.steps)?;
         seconds.push(begin.elapsed().as_secs_f64());
     }
-    let mut row = Row::of_network(FAMILY, Some(&network.name), of.name(), "step", Some(n));
     row.set_graph(loops.exe.plan().graph(), backend.precision(), roof);
     let scaled = |factor: f64| Spread::of(seconds.iter().map(|s| s * factor).collect());
     if let (Some(ms), Some(us)) = (scaled(1e3), scaled(1e6 / of.steps as f64)) {
@@ -194,17 +205,26 @@ impl Loops {
         Ok(Self { of, program, exe, noise, zeros: vec![0.0; elements], pictures: None })
     }
 
-    /// Draws a batch: what depends on it is written and all steps are given to the device; then the pictures of the batch before
-    /// are read, as `Sampler::stream` does. So one call takes as long as a batch once another was drawn before.
-    fn once(&mut self) -> Result<()> {
+    /// Takes a few steps, twice; returns how long a loop will take at about that speed.
+    fn warm_up(&mut self) -> Result<Duration> {
+        let steps = self.of.steps.min(WARM_UP);
+        self.once(steps)?;
+        let begin = Instant::now();
+        self.once(steps)?;
+        Ok(begin.elapsed().mul_f64(self.of.steps as f64 / steps as f64))
+    }
+
+    /// Draws a batch: what depends on it is written and steps are given to the device; then the pictures of the batch before are
+    /// read, as `Sampler::stream` does. So one call takes as long as a batch once another was drawn before.
+    fn once(&mut self, steps: usize) -> Result<()> {
         self.exe.write_f32(self.program.x, &self.noise)?;
         self.exe.write_f32(self.program.x0, &self.zeros)?;
         self.exe.write_u32(self.program.step, &[0])?;
-        let mut left = self.of.steps;
+        let mut left = steps;
         while left > 0 {
             let times = self.of.group.min(left);
             self.exe.run_many(times)?;
-            if times < self.of.steps {
+            if self.of.group < self.of.steps {
                 self.exe.finish()?;
             }
             left -= times;

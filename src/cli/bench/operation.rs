@@ -1,14 +1,14 @@
 //! `warpdiff bench norm`, `attention`, `sampler-step`, `noise`, `optim`, `elementwise` and `embedding`.
 
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
 use super::line::{self, Line};
 use super::machine::Machine;
 use super::measure::Measuring;
-use super::options::{MeasureArgs, NetworkArgs, duration};
+use super::options::{MeasureArgs, NetworkArgs};
 use super::report::{Header, MachineReport, Report};
 use super::row::Row;
 use crate::bench::program::Noise;
@@ -101,7 +101,7 @@ fn measure_lines(family: Family, network: Option<&str>, lines: &[Line], args: &A
     let measuring =
         Measuring { machine: &machine, network, peer: None, noise: &noise, roof: &roof, protocol: measure.protocol() };
     for line in lines {
-        if measure.budget.is_some_and(|budget| begin.elapsed() >= duration(budget)) {
+        if measure.left(begin) == Some(Duration::ZERO) {
             break;
         }
         report.add(measuring.row(line))?;

@@ -1,7 +1,7 @@
 //! Options that the benchmarks have in common.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
@@ -57,6 +57,11 @@ pub(super) struct MeasureArgs {
 impl MeasureArgs {
     pub fn protocol(&self) -> Protocol {
         Protocol::new(duration(self.seconds))
+    }
+
+    /// What is left of the budget, if there is one.
+    pub fn left(&self, begin: Instant) -> Option<Duration> {
+        Some(duration(self.budget?).saturating_sub(begin.elapsed()))
     }
 
     /// Whether products may leave statistics for norms.

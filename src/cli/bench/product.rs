@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use clap::ValueEnum;
@@ -114,7 +114,7 @@ pub(super) fn run(wanted: &Wanted, options: &Options, quiet: bool) -> Result<Exi
     let measuring =
         Measuring { machine: &machine, network: network.as_deref(), peer, noise: &noise, roof: &roof, protocol };
     for line in &lines {
-        if measure.budget.is_some_and(|budget| begin.elapsed() >= duration(budget)) {
+        if measure.left(begin) == Some(Duration::ZERO) {
             break;
         }
         report.add(measuring.row(line))?;
