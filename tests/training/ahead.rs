@@ -44,7 +44,7 @@ fn a_run_that_is_stopped_ends_with_the_step_that_was_begun() {
     let late = Late::new();
     let mut ahead = start(&late, seven(), &folder.path().join("m")).unwrap();
     let stop = std::cell::Cell::new(false);
-    let end = ahead.run(&|| stop.get(), &mut |report| stop.set(report.step == 4)).unwrap();
+    let end = ahead.run(&|| stop.get(), &mut |report| stop.set(report.step >= 4)).unwrap();
     assert_eq!((end, late.runs.load(Ordering::Relaxed)), (RunEnd::Interrupted { step: 5 }, 5));
     let mut five = start(&cpu(1), seven(), &folder.path().join("five")).unwrap();
     for _ in 0..5 {
