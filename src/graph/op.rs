@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use super::{Activation, Fir};
 use crate::diffusion::{StepTable, TrainingObjective};
 
 /// Geometry of a 2-D convolution, apart from its channels.
@@ -70,50 +71,6 @@ pub struct GroupNorm {
     pub silu: bool,
     /// `y * (1 + scale) + shift` before SiLU, `(scale, shift)` the halves of an `[N, 2C]` input.
     pub modulated: bool,
-}
-
-/// Resampling by 2 with a separable filter of four taps, as diffusers' `FirUpsample2D` and `FirDownsample2D` do without
-/// their convolution.
-///
-/// Along each axis, with w the [weights](Fir::weights) and zeros outside of the image:
-///
-/// ```text
-/// up:    y[o] = sum_i w[i] u[o + i - 2],   u[2 m] = x[m], u[2 m + 1] = 0
-/// down:  y[o] = sum_i w[i] x[2 o + i - 1]
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Fir {
-    /// The filter along one axis, in the order of a convolution (the first tap meets the last of four pixels).
-    pub taps: [f64; 4],
-    /// Twice as many pixels along each axis, or half as many.
-    pub up: bool,
-    /// Sum of the weights along one axis: the taps are normalised to it.
-    pub gain: f64,
-}
-
-impl Fir {
-    /// Upsampling. Half of the pixels that the filter meets are zeros, so that a gain of 2 along each axis keeps a
-    /// constant image.
-    pub fn up(taps: [f64; 4]) -> Self {
-        Self { taps, up: true, gain: 2.0 }
-    }
-
-    /// Downsampling, which keeps a constant image.
-    pub fn down(taps: [f64; 4]) -> Self {
-        Self { taps, up: false, gain: 1.0 }
-    }
-
-    /// Weights of four neighbouring pixels, the first pixel's first.
-    pub fn weights(&self) -> [f64; 4] {
-        let [a, b, c, d] = self.taps.map(|t| t * self.gain / self.taps.iter().sum::<f64>());
-        [d, c, b, a]
-    }
-
-    /// The transposed operation, which is the gradient: a resampling the other way.
-    pub fn transposed(&self) -> Self {
-        let [a, b, c, d] = self.taps;
-        Self { taps: [d, c, b, a], up: !self.up, gain: self.gain }
-    }
 }
 
 /// The sinusoidal embedding of a timestep.
@@ -229,6 +186,18 @@ pub enum Op {
     TimeEmbedding(TimeEmbedding),
     /// `t [N], w [F] -> [N, 2F]`: `[sin, cos](2 pi w ln t)`.
     FourierEmbedding,
+    /// `t [N] -> [N]`: the row of a table of timesteps that belongs to t, the nearest of the rows there are.
+    TimestepIndex {
+        /// Rows of the table.
+        count: usize,
+    },
+    /// `nothing -> [len]`: the same f32 number everywhere, for a norm without parameters of its own.
+    Constant {
+        /// Number of elements.
+        len: usize,
+        /// Their value.
+        value: f64,
+    },
     /// `table [V, E], index [N] -> [N, E]`.
     Embedding,
     /// `dy [N, E], index [N] -> dtable [V, E]`.
@@ -299,10 +268,10 @@ pub enum Op {
         /// Number of channels.
         len: usize,
     },
-    /// `x -> x * sigmoid(x)`.
-    Silu,
+    /// `x -> f(x)`.
+    Activation(Activation),
     /// `dy, x -> dx`.
-    SiluGrad,
+    ActivationGrad(Activation),
     /// `a, b -> a + b`.
     Add,
     /// `x [N,H,W,C], v [N,C] -> x + v` at every pixel.
@@ -366,6 +335,8 @@ impl Op {
         match self {
             Op::TimeEmbedding(_) => "time_embedding",
             Op::FourierEmbedding => "fourier_embedding",
+            Op::TimestepIndex { .. } => "timestep_index",
+            Op::Constant { .. } => "constant",
             Op::Embedding => "embedding",
             Op::EmbeddingGrad { .. } => "embedding_grad",
             Op::Linear(_) => "linear",
@@ -386,8 +357,8 @@ impl Op {
             Op::Fir(_) => "fir_downsample2x",
             Op::Concat => "concat",
             Op::Slice { .. } => "slice",
-            Op::Silu => "silu",
-            Op::SiluGrad => "silu_grad",
+            Op::Activation(f) => f.name(),
+            Op::ActivationGrad(f) => f.gradient_name(),
             Op::Add => "add",
             Op::AddPerImage => "add_per_image",
             Op::SumPixels => "sum_pixels",

@@ -50,6 +50,7 @@ impl SamplingProgram {
     /// the network lacks.
     pub fn new(config: &UNetConfig, batch: Batch, options: &SamplingOptions) -> Result<Self, ConfigError> {
         check_channels(config)?;
+        config.check_timesteps(options.table.rows.iter().map(|r| f64::from(r.timestep)))?;
         if options.table.learned_variance.is_some() && config.out_channels != 2 * config.in_channels {
             return Err(ConfigError::Invalid {
                 key: "out_channels",

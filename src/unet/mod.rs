@@ -2,17 +2,20 @@
 
 mod blocks;
 mod builder;
+mod check;
 mod config;
 mod init;
+mod k_blocks;
+mod kinds;
 pub mod presets;
+mod skip_blocks;
 
 use thiserror::Error;
 
 pub use builder::{ClassInput, DropoutInputs, UNetInputs, UNetOutputs, build};
-pub use config::{
-    ClassEmbedding, DownBlock, ResamplerType, SampleSize, TimeEmbeddingType, TimeScaleShift, UNetConfig, UpBlock,
-};
+pub use config::{ClassEmbedding, ResamplerType, SampleSize, TimeEmbeddingType, TimeScaleShift, UNetConfig};
 pub use init::initial_weights;
+pub use kinds::{DownBlock, UpBlock};
 
 use crate::graph::GraphError;
 
