@@ -20,6 +20,7 @@ use super::clip::Clip;
 use super::config::{SamplerKind, SchedulerConfig};
 use super::error::{DiffusionError, Result};
 use super::parameterization::{Linear2, PredictionType};
+use super::score_sde::{DataRange, NormScope, norm};
 use super::variance::interpolate_log_variance;
 
 /// How the network's variance channels v become the standard deviation of a step's noise.
@@ -93,6 +94,9 @@ pub struct StepRow {
     pub log_max: f64,
     /// Whether noise is added at all.
     pub noise: bool,
+    /// Signal-to-noise ratio of a Langevin corrector, whose `e` and `s` follow from it and from the image
+    /// ([`StepRow::with_norms`]); 0 in all other steps.
+    pub snr: f64,
 }
 
 /// The values of one element that enter a step.
@@ -116,10 +120,10 @@ pub struct StepInput {
 
 impl StepRow {
     /// Length of [`packed`](Self::packed).
-    pub const PACKED_LEN: usize = 18;
+    pub const PACKED_LEN: usize = 20;
 
-    /// The row for a device: timestep, c_x0x, c_x0m, a, b, e, p, s, log_min, log_max, noise (0 or 1), q, r, and the
-    /// factors of [`Keep`] in their order.
+    /// The row for a device: timestep, c_x0x, c_x0m, a, b, e, p, s, log_min, log_max, noise (0 or 1), q, r, the
+    /// factors of [`Keep`] in their order, snr, and a number that is not read.
     ///
     /// In f64: near alpha_bar = 0 coefficients nearly cancel, and f32 would show in x_0. Their number is even, so that rows
     /// stay aligned to 16 bytes.
@@ -144,6 +148,8 @@ impl StepRow {
             self.keep.x0_prev,
             self.keep.x0_prev2,
             self.keep.saved,
+            self.snr,
+            0.0,
         ]
     }
 
@@ -221,6 +227,10 @@ pub struct StepTable {
     /// For samplers published in the variance-exploding scale: x after step i times entry i is what they call x. Empty where
     /// the published x is the state itself.
     pub published_scale: Vec<f64>,
+    /// What the norms of corrector steps are taken over.
+    pub norms: NormScope,
+    /// The values that x ends at.
+    pub range: DataRange,
 }
 
 /// The states of one image that a step reads and replaces.
@@ -258,6 +268,7 @@ impl StepTable {
             SamplerKind::Euler => Self::euler(config, num_inference_steps),
             SamplerKind::EulerAncestral => Self::euler_ancestral(config, num_inference_steps),
             SamplerKind::Heun => Self::heun(config, num_inference_steps),
+            SamplerKind::ScoreSde => Self::score_sde(config, num_inference_steps),
         }
     }
 
@@ -267,6 +278,11 @@ impl StepTable {
             x0_prev2: self.rows.iter().any(|row| row.q != 0.0 || row.keep.x0_prev2 != 0.0),
             saved: self.rows.iter().any(|row| row.r != 0.0),
         }
+    }
+
+    /// Whether any step needs the norms of its image.
+    pub fn has_correctors(&self) -> bool {
+        self.rows.iter().any(|row| row.snr != 0.0)
     }
 
     /// Rows for a device, one after the other, [`StepRow::PACKED_LEN`] numbers each.
@@ -282,7 +298,7 @@ impl StepTable {
         self.step_states(step, ImageStates { x, x0_prev, x0_prev2: &mut [], saved: &mut [] }, model, v, z);
     }
 
-    /// Runs step `step` on the states of one image.
+    /// Runs step `step` on the states of one image; a corrector takes the norms of this image.
     ///
     /// `v` may be empty if the variance is fixed, `z` if the step adds no noise; any element order will do as long as
     /// all slices share it.
@@ -290,7 +306,17 @@ impl StepTable {
     /// # Panics
     /// `step` outside the table, or a slice of another length than `x`.
     pub fn step_states(&self, step: usize, states: ImageStates<'_>, model: &[f64], v: &[f64], z: &[f64]) {
-        let row = &self.rows[step];
+        let row = self.rows[step];
+        let row =
+            if row.snr == 0.0 { row } else { row.with_norms(norm(z.iter().copied()), norm(model.iter().copied())) };
+        self.states_by_row(&row, states, model, v, z);
+    }
+
+    /// As [`step_states`](Self::step_states), by a row whose norms are known.
+    ///
+    /// # Panics
+    /// As there.
+    pub fn states_by_row(&self, row: &StepRow, states: ImageStates<'_>, model: &[f64], v: &[f64], z: &[f64]) {
         let history = self.history();
         let ImageStates { x, x0_prev, x0_prev2, saved } = states;
         let reads_v = row.noise && self.learned_variance.is_some();
@@ -355,6 +381,7 @@ mod tests {
         log_min: -4.0,
         log_max: -2.0,
         noise: true,
+        snr: 0.0,
     };
     const KEEP: Keep = Keep { x: 1.5, x0: -2.5, x0_prev: 3.5, x0_prev2: 0.75, saved: 0.5 };
 
@@ -382,9 +409,11 @@ mod tests {
 
     #[test]
     fn packing_keeps_the_order() {
-        let row = StepRow { q: 8.0, r: 9.0, keep: KEEP, ..ROW };
-        let expected =
-            [7.0, 2.0, -1.0, 0.5, 0.25, 0.125, -0.5, 0.1, -4.0, -2.0, 1.0, 8.0, 9.0, 1.5, -2.5, 3.5, 0.75, 0.5];
+        let row = StepRow { q: 8.0, r: 9.0, keep: KEEP, snr: 10.0, ..ROW };
+        let expected = [
+            7.0, 2.0, -1.0, 0.5, 0.25, 0.125, -0.5, 0.1, -4.0, -2.0, 1.0, 8.0, 9.0, 1.5, -2.5, 3.5, 0.75, 0.5, 10.0,
+            0.0,
+        ];
         assert_eq!(row.packed(), expected);
         let table = StepTable { rows: vec![row, row], ..StepTable::default() };
         assert_eq!(table.packed(), [expected, expected].concat());

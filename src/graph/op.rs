@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use super::{Activation, Fir};
-use crate::diffusion::{StepTable, TrainingObjective};
+use crate::diffusion::{Guidance, StepTable, TrainingObjective};
 
 /// Geometry of a 2-D convolution, apart from its channels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -101,12 +101,12 @@ pub enum NoiseSource {
 pub struct SamplerStep {
     /// One row of coefficients per step.
     pub table: Arc<StepTable>,
-    /// Classifier-free guidance scale; the model output then holds the conditional half, then the unconditional.
-    pub guidance: Option<f64>,
+    /// Classifier-free guidance; the model output then holds the conditional half, then the unconditional.
+    pub guidance: Option<Guidance>,
     /// Where z comes from.
     pub noise: NoiseSource,
     /// Whether x_next as a picture is a result, too: bytes `[N, H, W, C]`, each [`crate::levels::to_byte`] of the stored
-    /// f32. It is that of every step and not of the last alone, so that the picture is x's whenever it is read.
+    /// f32, or [`crate::levels::unit_to_byte`] where the table's range says so. It is that of every step and not of the last alone, so that the picture is x's whenever it is read.
     pub picture: bool,
 }
 

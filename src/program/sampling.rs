@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{Batch, check_channels, class_input, class_value};
-use crate::diffusion::StepTable;
+use crate::diffusion::{Guidance, StepTable};
 use crate::graph::op::SamplerStep;
 use crate::graph::{DType, Graph, NoiseSource, Op, Plan, ValueId, fuse::fuse};
 use crate::unet::{ConfigError, UNetConfig, UNetInputs, build};
@@ -13,8 +13,8 @@ use crate::unet::{ConfigError, UNetConfig, UNetInputs, build};
 pub struct SamplingOptions {
     /// Coefficients of every step.
     pub table: Arc<StepTable>,
-    /// Classifier-free guidance scale.
-    pub guidance: Option<f64>,
+    /// Classifier-free guidance.
+    pub guidance: Option<Guidance>,
     /// Where z comes from.
     pub noise: NoiseSource,
 }

@@ -151,6 +151,7 @@ fn report(case: &Case, check: case::Check, backend: &dyn Backend) -> CheckReport
         "debug_activations" => network::activations(case, check, backend),
         "sample" | "sample_cfg" => network::sample(case, check, backend),
         "invert" => network::invert(case, check, backend),
+        "sde_ve" => network::score_sde(case, check, backend),
         "grad" => training::gradients(case, check, backend),
         "train" => training::steps(case, check, backend),
         "vlb" => tables::bound(check),

@@ -219,7 +219,7 @@ impl CpuExecutable {
                 let states = sampling::States { x, x0_prev: x0, x0_prev2: older_next, saved: saved_next };
                 sampling::step(s, channels, operands, states, bytemuck::cast_slice_mut(workspace));
                 let ([x], [picture]) = self.memory.split([out(0)], [picture]);
-                sampling::picture(x, bytes_mut(picture));
+                sampling::picture(x, s.table.range, bytes_mut(picture));
             }
             Op::Advance => {
                 let ([before], [step]) = self.memory.split([inp(0)], [out(0)]);

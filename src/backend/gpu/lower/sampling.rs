@@ -6,7 +6,7 @@ use super::Lowering;
 use super::diffusion::{BLOCK, Images};
 use crate::backend::BackendError;
 use crate::backend::gpu::driver::DevicePtr;
-use crate::diffusion::{Clip, LearnedVariance, StepTable};
+use crate::diffusion::{Clip, DataRange, LearnedVariance, NormScope, StepTable};
 use crate::graph::op::SamplerStep;
 use crate::graph::{Node, NoiseSource, Op, ValueId};
 
@@ -16,6 +16,8 @@ const HISTOGRAM_BYTES: usize = 2 * 2048 * 4;
 const SELECTION_BYTES: usize = 16;
 /// `SELECT_THREADS` of select.cuh.
 const SELECT_BLOCK: u32 = 256;
+/// `SUMS_THREADS` of image_sums.cu.
+const SUMS_BLOCK: u32 = 512;
 /// Passes of the selection.
 const PASSES: u32 = 3;
 /// An image of up to so many elements is thresholded by one block in shared memory (64 KiB of keys, so that two blocks
@@ -48,6 +50,7 @@ struct AdvanceArgs {
 #[repr(C)]
 struct ModelOutput {
     data: DevicePtr,
+    factors: DevicePtr,
     guidance: f64,
     guided: u32,
     channels: u32,
@@ -78,6 +81,7 @@ struct SamplerStepArgs {
     x_next: DevicePtr,
     x0: DevicePtr,
     picture: DevicePtr,
+    norms: DevicePtr,
     model: ModelOutput,
     range: f64,
     layout: ImageLayout,
@@ -85,6 +89,8 @@ struct SamplerStepArgs {
     blocks_per_image: u32,
     clip: u32,
     variance: u32,
+    batch_norms: u32,
+    unit_range: u32,
 }
 
 /// `struct SamplerHistoryArgs` of `kernels/diffusion/sampler.cu`.
@@ -96,6 +102,23 @@ struct SamplerHistoryArgs {
     saved: DevicePtr,
     x0_prev2_next: DevicePtr,
     saved_next: DevicePtr,
+}
+
+/// `struct ImageSumsArgs` of `kernels/diffusion/image_sums.cu`.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct ImageSumsArgs {
+    step: DevicePtr,
+    sample_index: DevicePtr,
+    key: DevicePtr,
+    z: DevicePtr,
+    rows: DevicePtr,
+    out: DevicePtr,
+    model: ModelOutput,
+    rescale: f64,
+    layout: ImageLayout,
+    steps: u32,
+    unused: u32,
 }
 
 /// `struct ThresholdArgs` of `kernels/diffusion/threshold.cu`.
@@ -149,9 +172,10 @@ fn rows(ctx: &mut Lowering, table: &StepTable) -> DevicePtr {
 
 fn sampler_step(ctx: &mut Lowering, node: &Node, s: &SamplerStep) -> Result<(), BackendError> {
     let images = Images::new(ctx.shape(node.inputs[0]))?;
-    let model = ModelOutput {
+    let mut model = ModelOutput {
         data: ctx.ptr(node.inputs[1]),
-        guidance: s.guidance.unwrap_or(1.0),
+        factors: DevicePtr::NULL,
+        guidance: s.guidance.map_or(1.0, |g| g.scale),
         guided: u32::from(s.guidance.is_some()),
         channels: ctx.shape(node.inputs[1]).channels() as u32,
     };
@@ -163,18 +187,42 @@ fn sampler_step(ctx: &mut Lowering, node: &Node, s: &SamplerStep) -> Result<(), 
         Clip::Range(range) => (1, range),
         Clip::Dynamic { .. } => (2, 0.0),
     };
+    let z = if s.noise == NoiseSource::Given { ctx.ptr(node.inputs[6]) } else { DevicePtr::NULL };
+    let sums = ImageSumsArgs {
+        step: ctx.ptr(node.inputs[3]),
+        sample_index: ctx.ptr(node.inputs[4]),
+        key: ctx.ptr(node.inputs[5]),
+        z,
+        rows,
+        out: DevicePtr::NULL,
+        model,
+        rescale: s.guidance.map_or(0.0, |g| g.rescale),
+        layout,
+        steps: s.table.rows.len() as u32,
+        unused: 0,
+    };
+    if sums.rescale != 0.0 {
+        model.factors = ctx.scratch(8 * images.count as usize);
+        launch_sums(ctx, "guidance_factors", ImageSumsArgs { out: model.factors, ..sums });
+    }
+    let mut norms = DevicePtr::NULL;
+    if s.table.has_correctors() {
+        norms = ctx.scratch(16 * images.count as usize);
+        launch_sums(ctx, "corrector_norms", ImageSumsArgs { out: norms, model, ..sums });
+    }
     let args = SamplerStepArgs {
         x: ctx.ptr(node.inputs[0]),
         x0_prev: ctx.ptr(node.inputs[2]),
         step: ctx.ptr(node.inputs[3]),
         sample_index: ctx.ptr(node.inputs[4]),
         key: ctx.ptr(node.inputs[5]),
-        z: if s.noise == NoiseSource::Given { ctx.ptr(node.inputs[6]) } else { DevicePtr::NULL },
+        z,
         rows,
         scales: ctx.scratch(8 * images.count as usize),
         x_next: ctx.ptr(node.outputs[0]),
         x0: ctx.ptr(node.outputs[1]),
         picture: if s.picture { ctx.ptr(node.outputs[2]) } else { DevicePtr::NULL },
+        norms,
         model,
         range,
         layout,
@@ -186,6 +234,8 @@ fn sampler_step(ctx: &mut Lowering, node: &Node, s: &SamplerStep) -> Result<(), 
             Some(LearnedVariance::Direct) => 1,
             Some(LearnedVariance::LogRange) => 2,
         },
+        batch_norms: u32::from(s.table.norms == NormScope::Batch),
+        unit_range: u32::from(s.table.range == DataRange::Unit),
     };
     if let Clip::Dynamic { ratio, max_value } = s.table.clip {
         let position = ratio * (images.elements - 1) as f64;
@@ -221,6 +271,11 @@ fn sampler_step(ctx: &mut Lowering, node: &Node, s: &SamplerStep) -> Result<(), 
         ctx.launch(&format!("sampler_step_{}", ctx.dtype()), grid, BLOCK, 0, &args);
     }
     Ok(())
+}
+
+/// Sums over whole images, a block an image.
+fn launch_sums(ctx: &mut Lowering, name: &str, args: ImageSumsArgs) {
+    ctx.launch(&format!("{name}_{}", ctx.dtype()), [args.layout.images, 1, 1], SUMS_BLOCK, 0, &args);
 }
 
 /// The divisors of dynamic thresholding, one an image.
