@@ -35,6 +35,7 @@ fn draw(
         seed,
         labels: LabelChoice::Balanced,
         guidance,
+        guidance_rescale: if guidance == 1.0 { 0.0 } else { 0.4 },
         batch,
     };
     let mut sampler = Sampler::new(model, options, on).unwrap();
@@ -53,7 +54,8 @@ fn bits(data: &[f32]) -> Vec<u32> {
     data.iter().map(|v| v.to_bits()).collect()
 }
 
-const SAMPLERS: [SamplerKind; 3] = [SamplerKind::Ddpm, SamplerKind::Ddim, SamplerKind::DpmSolverPp];
+const SAMPLERS: [SamplerKind; 4] =
+    [SamplerKind::Ddpm, SamplerKind::Ddim, SamplerKind::DpmSolverPp, SamplerKind::ScoreSde];
 
 fn same_image_in_any_batch_on_any_threads(config: &UNetConfig) {
     let (_folder, model) = open(config);
@@ -190,6 +192,7 @@ fn a_sampler_that_ran_before_draws_the_same_images() {
         seed: 0,
         labels: LabelChoice::Balanced,
         guidance: 2.0,
+        guidance_rescale: 0.4,
         batch: 3,
     };
     for kind in SAMPLERS {
@@ -218,9 +221,9 @@ fn values_that_live_together_never_overlap() {
             check("forward", &ForwardProgram::new(&config, batch, false).unwrap().plan);
             check("forward with taps", &ForwardProgram::new(&config, batch, true).unwrap().plan);
             check("training", &training(&config, n).plan);
-            for guidance in [None, Some(3.0)] {
+            for guidance in [None, Some(3.0.into())] {
                 let table = Arc::new(StepTable::build(&scheduler(&config, 50), 10, 0.0).unwrap());
-                let options = SamplingOptions { table, guidance, noise: NoiseSource::Philox };
+                let options = SamplingOptions { guidance, ..SamplingOptions::new(table, NoiseSource::Philox) };
                 check("sampling", &SamplingProgram::new(&config, batch, &options).unwrap().plan);
             }
         }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{Batch, check_channels, class_input, class_value, with_condition};
-use crate::diffusion::StepTable;
+use crate::diffusion::{Guidance, StepTable};
 use crate::graph::op::SamplerStep;
 use crate::graph::{DType, Graph, NoiseSource, Op, Plan, ValueId, fuse::fuse};
 use crate::levels::Levels;
@@ -14,8 +14,8 @@ use crate::unet::{ClassifierConfig, ConfigError, UNetConfig, UNetInputs, build, 
 pub struct SamplingOptions {
     /// Coefficients of every step.
     pub table: Arc<StepTable>,
-    /// Classifier-free guidance scale.
-    pub guidance: Option<f64>,
+    /// Classifier-free guidance.
+    pub guidance: Option<Guidance>,
     /// Where z comes from.
     pub noise: NoiseSource,
     /// How x becomes bytes.
@@ -75,6 +75,7 @@ impl SamplingProgram {
     /// the network lacks.
     pub fn new(config: &UNetConfig, batch: Batch, options: &SamplingOptions) -> Result<Self, ConfigError> {
         check_channels(config)?;
+        config.check_timesteps(options.table.rows.iter().map(|r| f64::from(r.timestep)))?;
         if options.table.learned_variance.is_some() && config.out_channels != 2 * config.image_channels() {
             return Err(ConfigError::Invalid {
                 key: "out_channels",

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use warpdiff::backend::{Backend, BackendError, Executable, Precision};
 use warpdiff::diffusion::{
-    BetaConfig, Clip, Keep, LearnedVariance, PredictionType, SamplerKind, SchedulerConfig, StepRow, StepTable,
-    VarianceType,
+    BetaConfig, Clip, Guidance, Keep, LearnedVariance, PredictionType, SamplerKind, SchedulerConfig, StepRow,
+    StepTable, VarianceType,
 };
 use warpdiff::graph::op::SamplerStep;
 use warpdiff::graph::{DType, Graph, NoiseSource, Op, Plan, ValueId};
@@ -53,7 +53,7 @@ struct Setting {
     table: Arc<StepTable>,
     shape: [usize; 4],
     model_channels: usize,
-    guidance: Option<f64>,
+    guidance: Option<Guidance>,
     noise: NoiseSource,
     levels: Levels,
 }
@@ -219,7 +219,9 @@ fn all_variants_of_a_step_match_the_reference() {
     ];
     for clip in clips {
         for learned_variance in [None, Some(LearnedVariance::Direct), Some(LearnedVariance::LogRange)] {
-            for (guidance, noise) in [(None, NoiseSource::Given), (Some(2.5), NoiseSource::Philox)] {
+            for (guidance, noise) in
+                [(None, NoiseSource::Given), (Some(Guidance { scale: 2.5, rescale: 0.6 }), NoiseSource::Philox)]
+            {
                 let table = StepTable { rows: rows(-0.3), clip, learned_variance, ..StepTable::default() };
                 for shape in [[2, 3, 5, 3], [3, 2, 4, 1]] {
                     let setting = Setting { guidance, noise, ..Setting::new(table.clone(), shape) };
@@ -245,7 +247,7 @@ fn history_matches_the_reference() {
             (Clip::Range(1.25), Some(LearnedVariance::LogRange)),
             (Clip::Dynamic { ratio: 0.9, max_value: 3.0 }, None),
         ] {
-            for (guidance, noise) in [(None, NoiseSource::Given), (Some(2.5), NoiseSource::Philox)] {
+            for (guidance, noise) in [(None, NoiseSource::Given), (Some(2.5.into()), NoiseSource::Philox)] {
                 let table = StepTable { rows: rows.clone(), clip, learned_variance, ..StepTable::default() };
                 for shape in [[2, 3, 5, 3], [3, 2, 4, 1], [1, 1, 1, 1]] {
                     let setting = Setting { guidance, noise, ..Setting::new(table.clone(), shape) };
@@ -260,7 +262,7 @@ fn history_matches_the_reference() {
 #[test]
 fn variance_channels_may_be_left_unread() {
     let table = StepTable { rows: rows(0.0), clip: Clip::Range(1.0), ..StepTable::default() };
-    let setting = Setting { model_channels: 6, guidance: Some(1.5), ..Setting::new(table, [2, 3, 5, 3]) };
+    let setting = Setting { model_channels: 6, guidance: Some(1.5.into()), ..Setting::new(table, [2, 3, 5, 3]) };
     judge("unread variance", |backend| setting.run(backend));
 }
 
@@ -364,7 +366,7 @@ fn bytes_are_read_as_bytes_and_nothing_else_is() {
 fn large_images_are_thresholded_after_guidance() {
     let clip = Clip::Dynamic { ratio: 0.95, max_value: 10.0 };
     let table = StepTable { rows: rows(0.0)[..1].to_vec(), clip, ..StepTable::default() };
-    let setting = Setting { guidance: Some(3.0), ..Setting::new(table, [2, 79, 70, 3]) };
+    let setting = Setting { guidance: Some(3.0.into()), ..Setting::new(table, [2, 79, 70, 3]) };
     judge("large images", |backend| setting.run(backend));
 }
 

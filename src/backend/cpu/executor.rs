@@ -223,7 +223,7 @@ impl CpuExecutable {
                 let states = sampling::States { x, x0_prev: x0, x0_prev2: older_next, saved: saved_next };
                 sampling::step(s, channels, operands, states, bytemuck::cast_slice_mut(workspace));
                 let ([x], [picture]) = self.memory.split([out(0)], [picture]);
-                sampling::picture(x, s.picture.unwrap_or_default(), bytes_mut(picture));
+                sampling::picture(x, s.levels(), bytes_mut(picture));
             }
             Op::PoolTokens | Op::PoolTokensGrad { .. } | Op::FirstToken | Op::FirstTokenGrad { .. } => {
                 let ([x, positions], [y]) = self.memory.split([inp(0), inp(1)], [out(0)]);
@@ -258,7 +258,8 @@ impl CpuExecutable {
             op => {
                 let third = if node.inputs.len() > 2 { inp(2) } else { Span::NONE };
                 let ([a, b, c], [y]) = self.memory.split([inp(0), inp(1), third], [out(0)]);
-                let shapes = pointwise::Shapes { x: shape(node.inputs[0]), out: shape(node.outputs[0]) };
+                let first = node.inputs.first().unwrap_or(&node.outputs[0]);
+                let shapes = pointwise::Shapes { x: shape(*first), out: shape(node.outputs[0]) };
                 pointwise::run(op, shapes, [a, b, c], y);
             }
         }
