@@ -78,7 +78,8 @@ fn edit_case(folder: &Path, edit: impl FnOnce(&mut serde_json::Value)) {
 #[test]
 fn checks_of_guided_diffusion_pass_on_the_cuda_kernels() {
     let guided = ["fwd4", "cls0", "cls2", "guided_ddpm_s1", "guided_ddim_s4", "loss_mse_learned"];
-    for (case, ids) in [("a02_guided_neworder", &guided[..]), ("a05_superres", &["fwd3", "ddim20", "loss_mse_learned"])] {
+    for (case, ids) in [("a02_guided_neworder", &guided[..]), ("a05_superres", &["fwd3", "ddim20", "loss_mse_learned"])]
+    {
         let folder = with_checks(case, ids);
         assert_eq!(run_all(folder.path(), &kernels(Precision::F32)), ids.len());
     }

@@ -45,8 +45,10 @@ fn write_checkpoint(folder: &Path, file: &str, text: &str) -> Vec<Vec<f32>> {
     let network = flags(text).network().unwrap();
     let params = parameters(&network.config).unwrap();
     let weights = random_weights(&params);
-    let mut tensors: Vec<(String, Vec<usize>, Vec<f32>)> =
-        file_tensors(&network.config, &params).into_iter().map(|(n, s)| (n, s.clone(), vec![0.0; s.iter().product()])).collect();
+    let mut tensors: Vec<(String, Vec<usize>, Vec<f32>)> = file_tensors(&network.config, &params)
+        .into_iter()
+        .map(|(n, s)| (n, s.clone(), vec![0.0; s.iter().product()]))
+        .collect();
     let mut aliases = aliases(&network.config, network.order, &params).into_iter();
     for (spec, data) in params.iter().zip(&weights) {
         for part in 0..spec.parts.len() {
@@ -80,7 +82,10 @@ fn flags_say_the_network_and_the_schedule() {
     assert_eq!((c.attention_heads, c.attention_head_dim, c.num_class_embeds), (Some(4), None, None));
     assert_eq!((c.timestep_scale, c.sinusoid_width, c.time_embedding_dim), (0.25, None, Some(512)));
     assert_eq!(c.resnet_time_scale_shift, TimeScaleShift::ScaleShift);
-    assert_eq!((s.sampler, s.compat, s.variance_type), (SamplerKind::Ddpm, Compat::GuidedDiffusion, VarianceType::LearnedRange));
+    assert_eq!(
+        (s.sampler, s.compat, s.variance_type),
+        (SamplerKind::Ddpm, Compat::GuidedDiffusion, VarianceType::LearnedRange)
+    );
     assert_eq!((s.betas.num_train_timesteps, network.order), (4000, QkvOrder::PerHead));
 
     let network = arch::flags("512x512_diffusion").unwrap().network().unwrap();
@@ -102,8 +107,11 @@ fn every_released_model_makes_a_network_of_the_published_size() {
     for name in arch::names() {
         let flags = arch::flags(name).unwrap();
         flags.check_known().unwrap();
-        let params =
-            if name.contains("classifier") { flags.classifier().unwrap().parameters() } else { parameters(&flags.network().unwrap().config) };
+        let params = if name.contains("classifier") {
+            flags.classifier().unwrap().parameters()
+        } else {
+            parameters(&flags.network().unwrap().config)
+        };
         let count: usize = params.unwrap().iter().map(ParamSpec::numel).sum();
         let millions = count / 1_000_000;
         // What the papers and the files' names say, in millions.
@@ -134,7 +142,9 @@ fn every_released_model_makes_a_network_of_the_published_size() {
 #[test]
 fn a_command_line_and_json_say_the_same() {
     let line = flags("--image_size 64 --class_cond True \\\n --num_channels=32 --channel_mult \"1,2\" --dropout 0.5");
-    let json = flags(r#"{"image_size": 64, "class_cond": true, "num_channels": "32", "channel_mult": [1, 2], "dropout": 0.5}"#);
+    let json = flags(
+        r#"{"image_size": 64, "class_cond": true, "num_channels": "32", "channel_mult": [1, 2], "dropout": 0.5}"#,
+    );
     let (line, json) = (line.network().unwrap(), json.network().unwrap());
     assert_eq!(line.config, json.config);
     assert_eq!((line.config.num_class_embeds, line.config.block_out_channels), (Some(1000), vec![32, 64]));
@@ -163,12 +173,13 @@ fn flags_that_are_unknown_or_contradict_each_other_are_refused_by_name() {
         ("image_size 64", &["image_size", "JSON"]),
         (r#"{"image_size": }"#, &["the test"]),
         ("--classifier_pool spatial_v2", &["classifier_pool", "spatial_v2"]),
+        ("--classifier_width 128", &["classifier", "--classifier"]),
     ] {
         let read = || -> Result<(), ModelError> {
             let flags = Flags::parse(text, "the test")?;
             flags.check_known()?;
-            flags.network()?;
-            flags.classifier().map(|_| ())
+            flags.classifier()?;
+            flags.network().map(|_| ())
         };
         let message = read().expect_err(text).to_string();
         assert!(message.starts_with("the test: "), "{message}");
@@ -309,7 +320,8 @@ fn a_classifier_guides_and_its_scale_counts() {
     warpdiff(&[&fixed[..], &ddim].concat()).expect_success();
     let solver = ["--sampler", "dpm++", "--steps", "4", "--classifier", classifier];
     warpdiff(&[&fixed[..], &solver].concat()).expect_error(1, &["classifier", "ddpm or ddim"]);
-    warpdiff(&[&fixed[..], &["--respacing", "ddim3", "--classifier", "none.pt"]].concat()).expect_error(1, &["none.pt"]);
+    warpdiff(&[&fixed[..], &["--respacing", "ddim3", "--classifier", "none.pt"]].concat())
+        .expect_error(1, &["none.pt"]);
     warpdiff(&[&fixed[..], &["--respacing", "5000"]].concat()).expect_error(1, &["5000"]);
 }
 

@@ -261,7 +261,7 @@ pub(super) fn score_sde(case: &Case, check: Check, backend: &dyn Backend) -> Res
     let (kept, trajectory): (Vec<usize>, _) = (check.get("trajectory_steps")?, check.output("trajectory")?);
     let (noise, last_std) = (check.input("noise")?.1, table.rows.last().map_or(0.0, |row| row.s));
     let mut states = Vec::new();
-    let run = Run { case, check, backend, guidance: None };
+    let run = Run { case, check, backend, guidance: None, guide: None };
     let draws = step_images(check, "noise")?;
     let mean = run.steps(table, check.images("x_T")?, Some(&draws), &mut |row, x| {
         if (row + 1) % rows == 0 && kept.contains(&(row / rows)) {

@@ -61,7 +61,14 @@ struct Setting {
 impl Setting {
     fn new(table: StepTable, shape: [usize; 4]) -> Self {
         let model_channels = shape[3] * if table.learned_variance.is_some() { 2 } else { 1 };
-        Self { table: Arc::new(table), shape, model_channels, guidance: None, noise: NoiseSource::Philox, levels: Levels::Rounded }
+        Self {
+            table: Arc::new(table),
+            shape,
+            model_channels,
+            guidance: None,
+            noise: NoiseSource::Philox,
+            levels: Levels::Rounded,
+        }
     }
 
     fn elements(&self) -> usize {

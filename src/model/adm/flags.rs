@@ -108,6 +108,14 @@ impl Flags {
         self.values.get(key).is_some_and(|value| !value.is_null() && value.as_str() != Some(""))
     }
 
+    /// Whether there are flags of a classifier and none of a denoising network.
+    pub(super) fn describe_a_classifier_alone(&self) -> bool {
+        let network = ["num_channels", "num_res_blocks", "attention_resolutions", "large_size"];
+        let classifier =
+            ["classifier_width", "classifier_depth", "classifier_attention_resolutions", "classifier_pool"];
+        classifier.iter().any(|key| self.has(key)) && !network.iter().any(|key| self.has(key))
+    }
+
     /// A switch.
     pub(super) fn switch(&self, key: &str, default: bool) -> Result<bool, ModelError> {
         let Some(value) = self.given(key) else { return Ok(default) };

@@ -65,6 +65,9 @@ impl Levels {
 }
 
 pub(super) fn network(flags: &Flags) -> Result<AdmNetwork, ModelError> {
+    if flags.describe_a_classifier_alone() {
+        return Err(flags.refused("these are the flags of a classifier, which guides: name its file with --classifier"));
+    }
     let image_size = image_size(flags)?;
     let super_resolution = flags.has("large_size");
     let learn_sigma = flags.switch("learn_sigma", false)?;

@@ -15,7 +15,11 @@ pub(super) fn heads() -> Vec<Case> {
             vec![random(&[n, h, w, c]), random(&[c, tokens])],
         ));
         let row = [n, 1, tokens, c];
-        cases.push(Case::new(format!("pool_tokens_grad/{id}"), Op::PoolTokensGrad { size: (h, w) }, vec![random(&row)]));
+        cases.push(Case::new(
+            format!("pool_tokens_grad/{id}"),
+            Op::PoolTokensGrad { size: (h, w) },
+            vec![random(&row)],
+        ));
         cases.push(Case::new(format!("first_token/{id}"), Op::FirstToken, vec![random(&row)]));
         cases.push(Case::new(format!("first_token_grad/{id}"), Op::FirstTokenGrad { tokens }, vec![random(&[n, c])]));
     }

@@ -221,11 +221,9 @@ pub(super) fn sampler_steps() -> Vec<Case> {
             cases.push(s.case(&format!("DDPM/{variance:?}/classifier")));
         }
     }
-    for (eta, guidance, compat) in [
-        (0.0, None, Compat::GuidedDiffusion),
-        (0.7, Some(3.0), Compat::GuidedDiffusion),
-        (1.0, None, Compat::Paper),
-    ] {
+    for (eta, guidance, compat) in
+        [(0.0, None, Compat::GuidedDiffusion), (0.7, Some(3.0), Compat::GuidedDiffusion), (1.0, None, Compat::Paper)]
+    {
         let mut s = Step { eta, guidance, classifier: Some(-1.5), ..Step::new(ddim) };
         s.scheduler.compat = compat;
         cases.push(s.case(&format!("DDIM/eta{eta}/classifier")));
