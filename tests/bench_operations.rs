@@ -35,9 +35,10 @@ fn rows(path: &str) -> Vec<Value> {
 
 /// The number behind a letter of a name, as in `n2h8w8c32g32`.
 fn number(name: &str, letter: char) -> u64 {
-    let after = name.split('.').flat_map(|part| part.split(letter).skip(1)).find(|rest| {
-        rest.starts_with(|c: char| c.is_ascii_digit())
-    });
+    let after = name
+        .split('.')
+        .flat_map(|part| part.split(letter).skip(1))
+        .find(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
     let digits: String = after.unwrap().chars().take_while(char::is_ascii_digit).collect();
     digits.parse().unwrap()
 }

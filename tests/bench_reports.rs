@@ -83,7 +83,16 @@ fn everything_fits_one_report_that_compares_with_itself() {
     let rows = report["results"].as_array().unwrap();
     let families: BTreeSet<&str> = rows.iter().map(|row| row["family"].as_str().unwrap()).collect();
     let expected = [
-        "attention", "conv", "elementwise", "embedding", "gemm", "noise", "norm", "optim", "sample-loop", "sampler-step",
+        "attention",
+        "conv",
+        "elementwise",
+        "embedding",
+        "gemm",
+        "noise",
+        "norm",
+        "optim",
+        "sample-loop",
+        "sampler-step",
         "unet",
     ];
     assert_eq!(families, BTreeSet::from(expected));

@@ -75,7 +75,8 @@ pub fn single_operations(
             }
         }
     }
-    let samplers = VARIANTS.iter().map(|v| v.operation(batch(config, n), config.in_channels).expect("the table is valid"));
+    let samplers =
+        VARIANTS.iter().map(|v| v.operation(batch(config, n), config.in_channels).expect("the table is valid"));
     chosen.extend(samplers.map(Work::Operation));
     let numbers = Noise::new(20);
     let mut group = c.benchmark_group(title);

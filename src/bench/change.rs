@@ -181,9 +181,10 @@ impl Comparison {
         let alone = |of: &[(Key, Spread)], other: &[(Key, Spread)]| -> Vec<Key> {
             of.iter().filter(|(key, _)| find(other, key).is_none()).map(|(key, _)| key.clone()).collect()
         };
-        let both = before.lines.iter().filter_map(|(key, us)| {
-            find(&after.lines, key).map(|then| Change::new(key.clone(), *us, then, threshold))
-        });
+        let both = before
+            .lines
+            .iter()
+            .filter_map(|(key, us)| find(&after.lines, key).map(|then| Change::new(key.clone(), *us, then, threshold)));
         let mut changes: Vec<Change> = both.collect();
         changes.sort_by(|a, b| b.ratio.total_cmp(&a.ratio));
         Self { changes, gone: alone(&before.lines, &after.lines), new: alone(&after.lines, &before.lines) }

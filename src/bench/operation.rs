@@ -24,15 +24,8 @@ pub enum Family {
 
 impl Family {
     /// All of them, the most telling first.
-    pub const ALL: [Self; 7] = [
-        Self::Norm,
-        Self::Attention,
-        Self::SamplerStep,
-        Self::Noise,
-        Self::Optim,
-        Self::Elementwise,
-        Self::Embedding,
-    ];
+    pub const ALL: [Self; 7] =
+        [Self::Norm, Self::Attention, Self::SamplerStep, Self::Noise, Self::Optim, Self::Elementwise, Self::Embedding];
 
     /// Name on the command line and in reports.
     pub fn name(self) -> &'static str {
@@ -47,7 +40,7 @@ impl Family {
         }
     }
 
-    /// The family of an operation; `None` for products, counters and what only measures.
+    /// The family of an operation; `None` for products, counters, constants and what only measures.
     pub fn of(op: &Op) -> Option<Self> {
         Some(match op {
             Op::Noising(_) | Op::DiffusionLoss { .. } => Self::Noise,
@@ -55,7 +48,11 @@ impl Family {
             Op::Attention { .. } | Op::AttentionGrad { .. } => Self::Attention,
             Op::SamplerStep(_) => Self::SamplerStep,
             Op::GlobalNorm | Op::AdamW(_) => Self::Optim,
-            Op::TimeEmbedding(_) | Op::FourierEmbedding | Op::Embedding | Op::EmbeddingGrad { .. } => Self::Embedding,
+            Op::TimeEmbedding(_)
+            | Op::FourierEmbedding
+            | Op::TimestepIndex { .. }
+            | Op::Embedding
+            | Op::EmbeddingGrad { .. } => Self::Embedding,
             Op::Upsample2x
             | Op::Upsample2xGrad
             | Op::AvgPool2x
@@ -63,8 +60,8 @@ impl Family {
             | Op::Fir(_)
             | Op::Concat
             | Op::Slice { .. }
-            | Op::Silu
-            | Op::SiluGrad
+            | Op::Activation(_)
+            | Op::ActivationGrad(_)
             | Op::Add
             | Op::AddPerImage
             | Op::SumPixels
@@ -85,6 +82,7 @@ impl Family {
             | Op::ConvDgrad { .. }
             | Op::ConvWgrad { .. }
             | Op::AbsMax
+            | Op::Constant { .. }
             | Op::StepTimestep { .. }
             | Op::Advance => return None,
         })
@@ -191,8 +189,7 @@ fn name(op: &Op, operands: &[Shape], result: Option<Shape>) -> String {
         let (silu, modulated) = (if n.silu { ".silu" } else { "" }, if n.modulated { ".modulated" } else { "" });
         format!("{}g{}{silu}{modulated}", image(x), n.groups)
     };
-    let attention =
-        |x: &Shape, heads: usize| format!("n{}t{}c{}h{heads}", x.batch(), x.pixels(), x.channels() / 3);
+    let attention = |x: &Shape, heads: usize| format!("n{}t{}c{}h{heads}", x.batch(), x.pixels(), x.channels() / 3);
     match op {
         Op::GroupNorm(n) => norm(&operands[0], n),
         Op::GroupNormGrad(n) => norm(&operands[1], n),

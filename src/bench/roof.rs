@@ -70,11 +70,7 @@ impl Add for Amount {
     type Output = Self;
 
     fn add(self, other: Self) -> Self {
-        Self {
-            flops: self.flops + other.flops,
-            bytes: self.bytes + other.bytes,
-            normals: self.normals + other.normals,
-        }
+        Self { flops: self.flops + other.flops, bytes: self.bytes + other.bytes, normals: self.normals + other.normals }
     }
 }
 
@@ -206,8 +202,9 @@ mod tests {
 
     fn floor(name: &str) -> (f64, Limit) {
         let product = name.parse().map(Product::Conv).or_else(|_| name.parse().map(Product::Gemm)).unwrap();
-        let floor =
-            Roof::measured("NVIDIA H200", Precision::Bf16).least(&amount(&product, Pass::Fprop, Precision::Bf16)).unwrap();
+        let floor = Roof::measured("NVIDIA H200", Precision::Bf16)
+            .least(&amount(&product, Pass::Fprop, Precision::Bf16))
+            .unwrap();
         ((floor.us * 10.0).round() / 10.0, floor.limit)
     }
 

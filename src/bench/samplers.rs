@@ -26,14 +26,8 @@ pub struct Variant {
     pub thresholding: bool,
 }
 
-const PLAIN: Variant = Variant {
-    name: "ddim",
-    kind: SamplerKind::Ddim,
-    steps: 50,
-    guided: false,
-    learned: false,
-    thresholding: false,
-};
+const PLAIN: Variant =
+    Variant { name: "ddim", kind: SamplerKind::Ddim, steps: 50, guided: false, learned: false, thresholding: false };
 
 /// What differs in a kernel: noise, history, guidance, a learned variance, thresholding.
 pub const VARIANTS: [Variant; 7] = [
@@ -74,7 +68,7 @@ impl Variant {
         shapes.extend([history.x0_prev2, history.saved].into_iter().filter(|used| *used).map(|_| x));
         let step = SamplerStep {
             table,
-            guidance: self.guided.then_some(3.0),
+            guidance: self.guided.then(|| 3.0.into()),
             noise: NoiseSource::Philox,
             picture: Some(Levels::Rounded),
             classifier_scale: None,

@@ -69,10 +69,16 @@ struct Report {
 
 pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
     let oracle = if args.a == Oracle::Ref { Device::Ref } else { Device::Cpu };
-    let oracle = DeviceArgs { device: oracle, precision: Arithmetic::F32, threads: args.threads, kernels: KernelArgs::default() };
+    let oracle = DeviceArgs {
+        device: oracle,
+        precision: Arithmetic::F32,
+        threads: args.threads,
+        kernels: KernelArgs::default(),
+    };
     let (a, b) = (
         oracle.backend()?,
-        DeviceArgs { device: args.b, precision: args.precision, threads: args.threads, kernels: KernelArgs::default() }.open()?,
+        DeviceArgs { device: args.b, precision: args.precision, threads: args.threads, kernels: KernelArgs::default() }
+            .open()?,
     );
     let b = match b {
         Opened::Ready(b) => b,

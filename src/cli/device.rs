@@ -9,7 +9,11 @@ use serde::Serialize;
 
 use crate::backend::gpu::choice::Tuning;
 use crate::backend::gpu::fp8::Fp8Scales;
-use crate::backend::{Backend, BackendError, Precision, cpu::Cpu, gpu::{Gpu, Replay}};
+use crate::backend::{
+    Backend, BackendError, Precision,
+    cpu::Cpu,
+    gpu::{Gpu, Replay},
+};
 use crate::reference::Reference;
 
 /// Where to run.

@@ -101,10 +101,7 @@ fn print(args: &Args, comparison: &Comparison, quiet: bool) {
             Verdict::Same => "",
         };
         let percent = 100.0 * (change.ratio - 1.0);
-        println!(
-            "{line:<60} {:>12.2} {:>12.2} {percent:>+7.1}%{verdict}",
-            change.before.median, change.after.median
-        );
+        println!("{line:<60} {:>12.2} {:>12.2} {percent:>+7.1}%{verdict}", change.before.median, change.after.median);
     }
     for (family, lines, mean) in comparison.families() {
         println!("{family}: {lines} lines, on average {:+.1}% time", 100.0 * (mean - 1.0));

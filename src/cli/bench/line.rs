@@ -21,12 +21,7 @@ pub(super) struct Line {
 }
 
 /// The products of a network at one batch size, pass by pass.
-pub(super) fn products(
-    of: &Network,
-    n: usize,
-    passes: &[Pass],
-    takes: impl Fn(&Product) -> bool,
-) -> Result<Vec<Line>> {
+pub(super) fn products(of: &Network, n: usize, passes: &[Pass], takes: impl Fn(&Product) -> bool) -> Result<Vec<Line>> {
     let all = collect::products(&of.config, network::batch(&of.config, n))?;
     let mut lines = Vec::new();
     for &pass in passes {

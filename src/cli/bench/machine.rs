@@ -39,10 +39,7 @@ impl Machine {
     }
 
     /// The device for whole networks, which may be quantised.
-    pub fn quantised(
-        device: &DeviceArgs,
-        calibrate: impl FnOnce(&dyn Backend) -> Result<Fp8Scales>,
-    ) -> Result<Self> {
+    pub fn quantised(device: &DeviceArgs, calibrate: impl FnOnce(&dyn Backend) -> Result<Fp8Scales>) -> Result<Self> {
         if device.precision != Arithmetic::Fp8 {
             return Self::open(device);
         }

@@ -90,9 +90,7 @@ pub(super) fn run(wanted: &Wanted, options: &Options, quiet: bool) -> Result<Exi
     };
     let machine = Machine::open(&measure.device)?;
     let peer = match (&machine.cuda, wanted.peer) {
-        (Some(cuda), Some(kind)) if missing.is_none() => {
-            Some(Peer::open(kind, cuda, options.peer_path.as_deref())?)
-        }
+        (Some(cuda), Some(kind)) if missing.is_none() => Some(Peer::open(kind, cuda, options.peer_path.as_deref())?),
         _ => None,
     };
     let roof = machine.roof(&measure.device, measure.roof);
