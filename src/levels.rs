@@ -8,6 +8,8 @@ pub enum Levels {
     Rounded,
     /// By [`to_byte_truncated`]: guided-diffusion.
     Truncated,
+    /// By [`unit_to_byte`]: samplers whose x ends in [0, 1].
+    Unit,
 }
 
 impl Levels {
@@ -16,6 +18,7 @@ impl Levels {
         match self {
             Self::Rounded => to_byte(value),
             Self::Truncated => to_byte_truncated(value),
+            Self::Unit => unit_to_byte(value),
         }
     }
 }
@@ -31,6 +34,11 @@ pub fn to_byte(value: f32) -> u8 {
 pub fn to_byte_truncated(value: f32) -> u8 {
     // The conversion saturates and cuts down.
     ((value + 1.0) * 127.5) as u8
+}
+
+/// A value in [0, 1] as a byte: 255 * clamp(x, 0, 1), rounded half to even. NaN becomes 0.
+pub fn unit_to_byte(value: f32) -> u8 {
+    (value.clamp(0.0, 1.0) * 255.0).round_ties_even() as u8
 }
 
 #[cfg(test)]
@@ -65,9 +73,11 @@ mod tests {
                 assert_eq!(u32::from(to_byte(border as f32)), k + k % 2);
             }
         }
+        assert_eq!([-1.0, 7.0, f32::NAN].map(unit_to_byte), [0, 255, 0]);
         assert!(halves > 50, "{halves}");
         for byte in 0..=255u8 {
             assert_eq!(to_byte(f32::from(byte) / 127.5 - 1.0), byte);
+            assert_eq!(unit_to_byte(f32::from(byte) / 255.0), byte);
         }
     }
 }

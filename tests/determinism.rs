@@ -11,6 +11,7 @@ use warpdiff::diffusion::{
     LossWeighting, Objective, PredictionType, SamplerKind, Schedule, StepTable, TrainingObjective,
 };
 use warpdiff::graph::{NoiseSource, Plan};
+use warpdiff::layout::nhwc_to_nchw;
 use warpdiff::model::ModelFolder;
 use warpdiff::program::{
     Batch, ForwardProgram, SamplingOptions, SamplingProgram, TrainingInputs, TrainingOptions, TrainingProgram,
@@ -37,6 +38,7 @@ fn draw(
         seed,
         labels: LabelChoice::Balanced,
         guidance,
+        guidance_rescale: if guidance == 1.0 { 0.0 } else { 0.4 },
         batch,
     };
     let mut sampler = Sampler::new(model, options, on).unwrap();
@@ -64,6 +66,7 @@ fn streams_have_the_bits_of_single_batches() {
             seed: 3,
             labels: LabelChoice::Balanced,
             guidance: 2.0,
+            guidance_rescale: 0.0,
             batch: 2,
         };
         Sampler::new(&model, options, on).unwrap()
@@ -102,11 +105,40 @@ fn streams_have_the_bits_of_single_batches() {
     assert_eq!(drawn, [4..6]);
 }
 
+/// The VE sampler ends in [0, 1]; images are in [-1, 1] all the same, however they are fetched, and pictures show them.
+#[test]
+fn images_of_the_ve_sampler_are_in_the_range_of_all_others() {
+    let (_folder, model) = open(&oblong());
+    let mut scheduler = model.scheduler.with_sampler(SamplerKind::ScoreSde);
+    (scheduler.score_sde.sigma_min, scheduler.score_sde.sigma_max) = (0.1, 0.5);
+    let options = SampleOptions {
+        scheduler,
+        steps: STEPS,
+        eta: 0.0,
+        seed: 3,
+        labels: LabelChoice::Balanced,
+        guidance: 1.0,
+        guidance_rescale: 0.0,
+        batch: 2,
+    };
+    let mut sampler = Sampler::new(&model, options, &Cpu::new(Some(2)).unwrap()).unwrap();
+    let [c, h, w] = sampler.image_shape();
+    let images = sampler.run(0..2, &mut |_, _| true).unwrap();
+    assert_eq!(bits(&images), bits(&sampler.draw(0..2, &mut |_| true).unwrap()));
+    let pictures = sampler.draw_pictures(0..2, &mut |_| true).unwrap();
+    let expected = nhwc_to_nchw(&pictures.iter().map(|&b| f32::from(b)).collect::<Vec<_>>(), [2, c, h, w]);
+    assert!(expected.iter().any(|&b| 0.0 < b && b < 255.0));
+    for (image, byte) in images.iter().zip(expected) {
+        assert!((((image + 1.0) * 127.5).clamp(0.0, 255.0) - byte).abs() < 0.501, "{image} became {byte}");
+    }
+}
+
 fn bits(data: &[f32]) -> Vec<u32> {
     data.iter().map(|v| v.to_bits()).collect()
 }
 
-const SAMPLERS: [SamplerKind; 3] = [SamplerKind::Ddpm, SamplerKind::Ddim, SamplerKind::DpmSolverPp];
+const SAMPLERS: [SamplerKind; 4] =
+    [SamplerKind::Ddpm, SamplerKind::Ddim, SamplerKind::DpmSolverPp, SamplerKind::ScoreSde];
 
 fn same_image_in_any_batch_on_any_threads(config: &UNetConfig) {
     let (_folder, model) = open(config);
@@ -243,6 +275,7 @@ fn a_sampler_that_ran_before_draws_the_same_images() {
         seed: 0,
         labels: LabelChoice::Balanced,
         guidance: 2.0,
+        guidance_rescale: 0.4,
         batch: 3,
     };
     for kind in SAMPLERS {
@@ -271,7 +304,7 @@ fn values_that_live_together_never_overlap() {
             check("forward", &ForwardProgram::new(&config, batch, false).unwrap().plan);
             check("forward with taps", &ForwardProgram::new(&config, batch, true).unwrap().plan);
             check("training", &training(&config, n).plan);
-            for guidance in [None, Some(3.0)] {
+            for guidance in [None, Some(3.0.into())] {
                 let table = Arc::new(StepTable::build(&scheduler(&config, 50), 10, 0.0).unwrap());
                 let options = SamplingOptions { guidance, ..SamplingOptions::new(table, NoiseSource::Philox) };
                 check("sampling", &SamplingProgram::new(&config, batch, &options).unwrap().plan);

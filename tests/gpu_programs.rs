@@ -106,6 +106,7 @@ fn options(model: &ModelFolder, kind: SamplerKind, batch: usize) -> SampleOption
         seed: 5,
         labels: LabelChoice::Balanced,
         guidance: 2.0,
+        guidance_rescale: 0.4,
         batch,
     }
 }

@@ -5,7 +5,9 @@ mod common;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use common::models::{load_random, noise, oblong, random_weights, tiny, unconditional, wide};
+use common::models::{
+    conditioned_norms, learned_times, load_random, noise, oblong, random_weights, skip, tiny, unconditional, wide,
+};
 use warpdiff::backend::{Backend, Executable, Store};
 use warpdiff::diffusion::{
     BetaConfig, LossWeighting, Objective, PredictionType, Schedule, TrainingObjective, VarianceType,
@@ -62,7 +64,7 @@ fn differentiate(config: &UNetConfig, fused: bool) -> (usize, BTreeMap<String, V
 #[test]
 fn fusion_changes_no_gradient() {
     let resampling = UNetConfig { mid_block_scale_factor: 1.5, dropout: 0.3, ..oblong() };
-    for config in [tiny(), unconditional(), wide(), resampling] {
+    for config in [tiny(), unconditional(), wide(), resampling, skip(), conditioned_norms(), learned_times()] {
         let ((plain_nodes, plain), (fused_nodes, fused)) =
             (differentiate(&config, false), differentiate(&config, true));
         assert!(fused_nodes < plain_nodes, "{fused_nodes} of {plain_nodes} operations are left");
@@ -157,6 +159,21 @@ fn compare_with_differences(config: &UNetConfig, prediction: PredictionType, oth
 fn gradients_of_a_small_network_are_its_slopes() {
     let config = UNetConfig { sample_size: Some(SampleSize::Side(4)), ..tiny() };
     compare_with_differences(&config, PredictionType::Epsilon, 1);
+}
+
+#[test]
+fn gradients_of_skip_blocks_are_their_slopes() {
+    compare_with_differences(&skip(), PredictionType::Epsilon, 0);
+}
+
+#[test]
+fn gradients_of_k_blocks_are_their_slopes() {
+    compare_with_differences(&conditioned_norms(), PredictionType::Epsilon, 0);
+}
+
+#[test]
+fn gradients_of_learned_times_are_their_slopes() {
+    compare_with_differences(&learned_times(), PredictionType::Epsilon, 0);
 }
 
 #[test]

@@ -39,48 +39,6 @@ fn set(model: &str, file: &str, key: &str, value: Value) {
     fs::write(path, json.to_string()).unwrap();
 }
 
-/// Broken models, each with a `bad.json` that has words of which the message must contain one.
-fn bad_models(folder: &Path) -> usize {
-    let mut folders: Vec<PathBuf> = fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
-    folders.sort();
-    let place = Place::new();
-    let out = place.arg("out.npz");
-    for folder in &folders {
-        let bad: Value = serde_json::from_slice(&fs::read(folder.join("bad.json")).unwrap()).unwrap();
-        let model = folder.join(bad["model_dir"].as_str().unwrap());
-        let run =
-            warpdiff(&["sample", model.to_str().unwrap(), "--num", "1", "--steps", "1", "--quiet", "--out", &out]);
-        if bad["expect"] == "accept" {
-            run.expect_success();
-            fs::remove_file(&out).unwrap();
-            continue;
-        }
-        run.expect_error(1, &[]);
-        let text = run.stderr.to_lowercase();
-        let words: Vec<String> = serde_json::from_value(bad["message_should_mention_one_of"].clone()).unwrap();
-        assert!(words.iter().any(|word| text.contains(&word.to_lowercase())), "{words:?} in {text}");
-        assert!(text.contains(model.to_str().unwrap()) || text.contains("model"), "{text}");
-        if let Some(word) = bad["forbidden_output"].as_str() {
-            assert!(!run.stdout.contains(word) && !run.stderr.contains(word), "the pickle was executed");
-        }
-        assert!(place.entries().is_empty(), "{}: {:?}", folder.display(), place.entries());
-    }
-    folders.len()
-}
-
-#[test]
-fn broken_models_are_refused_with_their_reason() {
-    assert_eq!(bad_models(&tests().join("cases_bad")), 3);
-}
-
-#[test]
-fn broken_models_of_the_named_folder_are_refused() {
-    match std::env::var_os("WARPDIFF_BAD_CASES") {
-        Some(folder) => println!("{} models", bad_models(Path::new(&folder))),
-        None => println!("not run: WARPDIFF_BAD_CASES is not set"),
-    }
-}
-
 /// Every difference is in one message, those of each kind together, and renamed tensors are recognised.
 #[test]
 fn the_differences_are_listed_together() {

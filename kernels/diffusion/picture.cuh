@@ -1,16 +1,16 @@
-// The picture of values in [-1, 1]: grey levels 255 clamp(x / 2 + 1/2, 0, 1), rounded half to even, or (x + 1) 127.5 cut
-// down to 0..255; NaN becomes 0. The numbers of src/levels.rs, bit by bit.
+// The picture of values in [-1, 1]: grey levels 255 clamp(x / 2 + 1/2, 0, 1), rounded half to even, or of values in [0, 1]
+// without the first step, or (x + 1) 127.5 cut down to 0..255; NaN becomes 0. The numbers of src/levels.rs, bit by bit.
 #pragma once
 
 #include "diffusion/quad.cuh"
 
-enum class Levels : uint32_t { rounded, truncated };
+enum class Levels : uint32_t { rounded, truncated, unit };
 
 // x / 2 is exact, so that contracting it and the sum changes nothing. fmaxf drops a NaN.
 __device__ inline uint8_t grey_level(float x, Levels levels) {
     // Not contracted: the sum is rounded before it is multiplied.
     if (levels == Levels::truncated) return uint8_t(fminf(fmaxf(__fmul_rn(__fadd_rn(x, 1.0f), 127.5f), 0.0f), 255.0f));
-    const float fraction = fminf(fmaxf(0.5f * x + 0.5f, 0.0f), 1.0f);
+    const float fraction = fminf(fmaxf(levels == Levels::unit ? x : 0.5f * x + 0.5f, 0.0f), 1.0f);
     return uint8_t(rintf(255.0f * fraction));
 }
 

@@ -32,6 +32,7 @@ struct SamplerStepArgs {
     float* x0;
     uint8_t* picture;  // of x_next, or null
     const void* gradient;  // of a classifier, in the activation type, or null
+    const double* norms;  // of z and of the prediction, [N, 2], or null where no step is a corrector
     ModelOutput model;
     double range;  // of the clip
     double gradient_scale;
@@ -41,7 +42,7 @@ struct SamplerStepArgs {
     Clip clip;
     Variance variance;
     Levels levels;  // of the picture
-    uint32_t padding;
+    uint32_t batch_norms;  // correctors take the mean of the images' norms
 };
 
 // States that only some samplers have; null where a sampler has not.
@@ -86,6 +87,21 @@ __device__ double noise_std(const StepRow& row, Variance variance, double v) {
     return exp(0.5 * interpolate_log_variance(v, row.log_min, row.log_max));
 }
 
+// The step of a corrector, tau = 2 (snr |z| / |model|)^2: tau model + sqrt(2 tau) z (src/diffusion/score_sde.rs).
+__device__ void correct(const SamplerStepArgs& args, uint64_t image, StepRow& row) {
+    double z = args.norms[2 * image], model = args.norms[2 * image + 1];
+    if (args.batch_norms) {
+        z = model = 0.0;
+        for (uint32_t n = 0; n < args.layout.images; n++) {
+            z += args.norms[2 * n];
+            model += args.norms[2 * n + 1];
+        }
+    }
+    const double ratio = row.snr * z / model;
+    row.e = 2.0 * ratio * ratio;
+    row.s = sqrt(2.0 * row.e);
+}
+
 // Without history the compiler drops what would read it, and the scalars that go with it.
 template <class T, bool history>
 __device__ void sampler_step(const SamplerStepArgs& args, const History& states) {
@@ -105,7 +121,8 @@ __device__ void sampler_step(const SamplerStepArgs& args, const History& states)
         if (args.picture) store_picture(args.picture, args.levels, quad, whole, x);
         return;
     }
-    const StepRow row = args.rows[step];
+    StepRow row = args.rows[step];
+    if (row.snr != 0.0) correct(args, quad.image, row);
     const double scale = args.clip == Clip::dynamic ? args.scales[quad.image] : 1.0;
     double model[QUAD];
     load_quad<float>(args.x, quad, whole, x);

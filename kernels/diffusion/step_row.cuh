@@ -28,11 +28,14 @@ struct StepRow {
     double keep_saved;
     double g;  // x_next also has (g + g_variance std^2) gradient, where a classifier guides
     double g_variance;
+    double snr;  // of a corrector, whose e and s follow from norms; 0 in all other steps
+    double unused;
 };
 
 // The network's output and how to read it.
 struct ModelOutput {
     const void* data;  // [N or 2N, H, W, channels]; the second half unconditional
+    const double* factors;  // of the guided prediction, [N], or null
     double guidance;
     uint32_t guided;
     uint32_t channels;  // of the output; those of the image or twice as many
@@ -57,7 +60,11 @@ __device__ void load_prediction(const ModelOutput& output, const ImageLayout& la
     }
 }
 
-// The network's prediction after guidance: unconditional + scale (conditional - unconditional).
+__device__ inline double guided(const ModelOutput& output, double conditional, double unconditional) {
+    return unconditional + output.guidance * (conditional - unconditional);
+}
+
+// The network's prediction after guidance: unconditional + scale (conditional - unconditional), times the image's factor.
 template <class T>
 __device__ void load_model(const ModelOutput& output, const ImageLayout& layout, const Quad& quad,
                            double (&out)[QUAD]) {
@@ -69,5 +76,9 @@ __device__ void load_model(const ModelOutput& output, const ImageLayout& layout,
     float unconditional[QUAD];
     load_prediction<T>(output, layout, quad_at(quad.image + layout.images, quad.index, layout.elements), unconditional);
 #pragma unroll
-    for (int i = 0; i < QUAD; i++) out[i] = unconditional[i] + output.guidance * (out[i] - unconditional[i]);
+    for (int i = 0; i < QUAD; i++) out[i] = guided(output, out[i], unconditional[i]);
+    if (!output.factors) return;
+    const double factor = output.factors[quad.image];
+#pragma unroll
+    for (int i = 0; i < QUAD; i++) out[i] *= factor;
 }

@@ -1,5 +1,6 @@
-// Operations that map elements one by one: y = silu(a), y = a * silu'(b), y = a + b, y = mul * a + add, y = a rounded
-// to T, and the same written twice in a row (the batch of classifier-free guidance).
+// Operations that map elements one by one: y = f(a) and y = a * f'(b) for each activation function f, y = a + b,
+// y = mul * a + add, y = a rounded to T, the same written twice in a row (the batch of classifier-free guidance), and
+// y = add, which reads nothing.
 //
 // Shapes: any, `count` elements. Layout: dense. Shared memory: none.
 // Limit: bytes. Floor: sizeof(T) per operand and result (6 bytes an element for add in bf16), up to 10 FLOP.
@@ -17,14 +18,15 @@ struct MapArgs {
 
 namespace {
 
-struct Silu {
+// An activation function, and its gradient from dy and x.
+template <float (*FUNCTION)(float)> struct Activation {
     static constexpr bool BINARY = false;
-    __device__ static float apply(const MapArgs&, float a, float) { return silu(a); }
+    __device__ static float apply(const MapArgs&, float a, float) { return FUNCTION(a); }
 };
 
-struct SiluGrad {
+template <float (*SLOPE)(float)> struct Gradient {
     static constexpr bool BINARY = true;
-    __device__ static float apply(const MapArgs&, float dy, float x) { return dy * silu_slope(x); }
+    __device__ static float apply(const MapArgs&, float dy, float x) { return dy * SLOPE(x); }
 };
 
 struct Add {
@@ -87,10 +89,22 @@ template <class Op, class In, class Out, int COPIES = 1> __device__ void map(con
 
 } // namespace
 
-KERNEL(silu_f32, MapArgs, 256) { map<Silu, float, float>(args); }
-KERNEL(silu_bf16, MapArgs, 256) { map<Silu, bf16, bf16>(args); }
-KERNEL(silu_grad_f32, MapArgs, 256) { map<SiluGrad, float, float>(args); }
-KERNEL(silu_grad_bf16, MapArgs, 256) { map<SiluGrad, bf16, bf16>(args); }
+KERNEL(silu_f32, MapArgs, 256) { map<Activation<silu>, float, float>(args); }
+KERNEL(silu_bf16, MapArgs, 256) { map<Activation<silu>, bf16, bf16>(args); }
+KERNEL(silu_grad_f32, MapArgs, 256) { map<Gradient<silu_slope>, float, float>(args); }
+KERNEL(silu_grad_bf16, MapArgs, 256) { map<Gradient<silu_slope>, bf16, bf16>(args); }
+KERNEL(mish_f32, MapArgs, 256) { map<Activation<mish>, float, float>(args); }
+KERNEL(mish_bf16, MapArgs, 256) { map<Activation<mish>, bf16, bf16>(args); }
+KERNEL(mish_grad_f32, MapArgs, 256) { map<Gradient<mish_slope>, float, float>(args); }
+KERNEL(mish_grad_bf16, MapArgs, 256) { map<Gradient<mish_slope>, bf16, bf16>(args); }
+KERNEL(gelu_f32, MapArgs, 256) { map<Activation<gelu>, float, float>(args); }
+KERNEL(gelu_bf16, MapArgs, 256) { map<Activation<gelu>, bf16, bf16>(args); }
+KERNEL(gelu_grad_f32, MapArgs, 256) { map<Gradient<gelu_slope>, float, float>(args); }
+KERNEL(gelu_grad_bf16, MapArgs, 256) { map<Gradient<gelu_slope>, bf16, bf16>(args); }
+KERNEL(relu_f32, MapArgs, 256) { map<Activation<relu>, float, float>(args); }
+KERNEL(relu_bf16, MapArgs, 256) { map<Activation<relu>, bf16, bf16>(args); }
+KERNEL(relu_grad_f32, MapArgs, 256) { map<Gradient<relu_slope>, float, float>(args); }
+KERNEL(relu_grad_bf16, MapArgs, 256) { map<Gradient<relu_slope>, bf16, bf16>(args); }
 KERNEL(add_f32, MapArgs, 256) { map<Add, float, float>(args); }
 KERNEL(add_bf16, MapArgs, 256) { map<Add, bf16, bf16>(args); }
 KERNEL(affine_f32, MapArgs, 256) { map<Scale, float, float>(args); }
@@ -99,3 +113,9 @@ KERNEL(to_act_f32, MapArgs, 256) { map<Round, float, float>(args); }
 KERNEL(to_act_bf16, MapArgs, 256) { map<Round, float, bf16>(args); }
 KERNEL(repeat_batch_f32, MapArgs, 256) { map<Round, float, float, 2>(args); }
 KERNEL(repeat_batch_bf16, MapArgs, 256) { map<Round, float, bf16, 2>(args); }
+KERNEL(constant_f32, MapArgs, 256) {
+    const uint64_t stride = uint64_t(gridDim.x) * blockDim.x;
+    for (uint64_t i = uint64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < args.count; i += stride) {
+        static_cast<float*>(args.y)[i] = args.add;
+    }
+}

@@ -1,4 +1,5 @@
-// Rows of a table: y[n] = table[index[n]], and the gradient dtable[v] = sum of dy[n] over the n with index[n] = v.
+// Rows of a table: y[n] = table[index[n]], and the gradient dtable[v] = sum of dy[n] over the n with index[n] = v. Where the
+// table is one of timesteps, index[n] is the row nearest to t[n], half to even.
 //
 // Shapes: table, dtable [V, E] f32; index [N] below V; y, dy [N, E]. Shared memory: none.
 // The gradient takes one block per row and 256 columns, which looks through the indices a warp at a time and adds in
@@ -12,6 +13,13 @@ struct TableArgs {
     void* y; // y or dtable
     uint32_t count; // N
     uint32_t width; // E
+};
+
+struct IndexArgs {
+    const float* t;
+    uint32_t* index;
+    uint32_t count; // N
+    uint32_t rows; // V
 };
 
 namespace {
@@ -49,6 +57,12 @@ template <class T> __device__ void embedding_grad(const TableArgs& args) {
 
 } // namespace
 
+KERNEL(timestep_index, IndexArgs, 256) {
+    const uint32_t n = blockIdx.x * blockDim.x + threadIdx.x;
+    if (n < args.count) {
+        args.index[n] = uint32_t(rintf(fminf(fmaxf(args.t[n], 0.0f), float(args.rows - 1))));
+    }
+}
 KERNEL(embedding_f32, TableArgs, 256) { embedding<float>(args); }
 KERNEL(embedding_bf16, TableArgs, 256) { embedding<bf16>(args); }
 KERNEL(embedding_grad_f32, TableArgs, 256) { embedding_grad<float>(args); }

@@ -40,7 +40,7 @@ impl Family {
         }
     }
 
-    /// The family of an operation; `None` for products, counters and what only measures.
+    /// The family of an operation; `None` for products, counters, constants and what only measures.
     pub fn of(op: &Op) -> Option<Self> {
         Some(match op {
             Op::Noising(_) | Op::DiffusionLoss { .. } => Self::Noise,
@@ -48,7 +48,11 @@ impl Family {
             Op::Attention { .. } | Op::AttentionGrad { .. } => Self::Attention,
             Op::SamplerStep(_) => Self::SamplerStep,
             Op::GlobalNorm | Op::AdamW(_) => Self::Optim,
-            Op::TimeEmbedding(_) | Op::FourierEmbedding | Op::Embedding | Op::EmbeddingGrad { .. } => Self::Embedding,
+            Op::TimeEmbedding(_)
+            | Op::FourierEmbedding
+            | Op::TimestepIndex { .. }
+            | Op::Embedding
+            | Op::EmbeddingGrad { .. } => Self::Embedding,
             Op::Upsample2x
             | Op::Upsample2xGrad
             | Op::AvgPool2x
@@ -56,8 +60,8 @@ impl Family {
             | Op::Fir(_)
             | Op::Concat
             | Op::Slice { .. }
-            | Op::Silu
-            | Op::SiluGrad
+            | Op::Activation(_)
+            | Op::ActivationGrad(_)
             | Op::Add
             | Op::AddPerImage
             | Op::SumPixels
@@ -78,6 +82,7 @@ impl Family {
             | Op::ConvDgrad { .. }
             | Op::ConvWgrad { .. }
             | Op::AbsMax
+            | Op::Constant { .. }
             | Op::StepTimestep { .. }
             | Op::Advance => return None,
         })

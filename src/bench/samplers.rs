@@ -68,7 +68,7 @@ impl Variant {
         shapes.extend([history.x0_prev2, history.saved].into_iter().filter(|used| *used).map(|_| x));
         let step = SamplerStep {
             table,
-            guidance: self.guided.then_some(3.0),
+            guidance: self.guided.then(|| 3.0.into()),
             noise: NoiseSource::Philox,
             picture: Some(Levels::Rounded),
             classifier_scale: None,

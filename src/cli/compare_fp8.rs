@@ -39,6 +39,7 @@ pub(super) fn run(args: &Args, oracle: &dyn Backend, device: Opened, quiet: bool
         seed: args.seed,
         labels: LabelChoice::Balanced,
         guidance: 1.0,
+        guidance_rescale: 0.0,
         batch: args.batch as usize,
     };
     let scales = calibrate(&model, &options, &bf16)?;

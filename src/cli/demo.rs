@@ -130,6 +130,7 @@ fn pictures(args: &Args, model: &ModelFolder, names: &[String], backend: &dyn Ba
         seed: args.seed,
         labels: LabelChoice::Balanced,
         guidance: 1.0,
+        guidance_rescale: 0.0,
         batch: SAMPLES,
     };
     let mut sampler = Sampler::new(model, options, backend)?;

@@ -11,6 +11,7 @@ use crate::backend::cpu::{Cpu, isa};
 use crate::backend::gpu::driver::cuda::{Cuda, DeviceInfo};
 use crate::backend::gpu::driver::{Driver, DriverError};
 use crate::backend::gpu::kernels;
+use crate::diffusion::SamplerKind;
 use crate::graph::{Region, cost};
 use crate::model::ModelFolder;
 use crate::program::{Batch, ForwardProgram};
@@ -249,7 +250,11 @@ fn describe(model: ModelFolder, path: &Path, json: bool) -> Result<serde_json::V
         let null = if model.config.null_class.is_some() { ", with a null class for guidance" } else { "" };
         println!("  classes: {classes}{null}");
         let s = &model.scheduler;
-        println!("  scheduler: {}, {:?} schedule, T = {}", s.sampler, s.betas.schedule, s.betas.num_train_timesteps);
+        let schedule = match s.sampler {
+            SamplerKind::ScoreSde => format!("sigma {} to {}", s.score_sde.sigma_max, s.score_sde.sigma_min),
+            _ => format!("{:?} schedule", s.betas.schedule),
+        };
+        println!("  scheduler: {}, {schedule}, T = {}", s.sampler, s.betas.num_train_timesteps);
         if let Some(t) = &trained {
             println!("  trained {} of {} steps on {} in {:.0} s", t.step, t.options.steps, t.dataset.name, t.seconds);
         }

@@ -52,6 +52,8 @@ enum SamplerArg {
     EulerA,
     /// Heun's method: two evaluations a step.
     Heun,
+    /// Predictor and corrector of the variance-exploding SDE, of models that come with it: random.
+    Ve,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -96,6 +98,9 @@ pub(super) struct Args {
     /// Classifier-free guidance scale; 1 is none.
     #[arg(long, default_value_t = 1.0)]
     guidance: f64,
+    /// With guidance, how far predictions are brought back to the deviation of the conditional ones (2305.08891), 0 to 1.
+    #[arg(long, default_value_t = 0.0, value_name = "PHI")]
+    guidance_rescale: f64,
     /// Samples computed at once.
     #[arg(long)]
     batch: Option<usize>,
@@ -162,6 +167,7 @@ pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
         seed: args.seed,
         labels: args.label,
         guidance: args.guidance,
+        guidance_rescale: args.guidance_rescale,
         batch: batch_size(args, range.len(), &model, kind)?,
     };
     let backend = device.calibrated(|bf16| {
@@ -238,7 +244,20 @@ fn scheduler(args: &Args, model: &ModelFolder) -> Result<SchedulerConfig> {
         SamplerArg::Euler => SamplerKind::Euler,
         SamplerArg::EulerA => SamplerKind::EulerAncestral,
         SamplerArg::Heun => SamplerKind::Heun,
+        SamplerArg::Ve => SamplerKind::ScoreSde,
     });
+    let trained = model.scheduler.sampler;
+    if kind.is_some_and(|kind| (kind == SamplerKind::ScoreSde) != (trained == SamplerKind::ScoreSde)) {
+        bail!(
+            "the model's scheduler is {}, and its network {}: leave --sampler away, or take another one",
+            trained.class_name(),
+            if trained == SamplerKind::ScoreSde {
+                "gives scores at noise levels, which --sampler ve alone reads"
+            } else {
+                "does not give the scores that --sampler ve reads"
+            }
+        );
+    }
     let mut scheduler = model.scheduler.with_sampler(kind.unwrap_or(model.scheduler.sampler));
     if scheduler.sampler == SamplerKind::DdimInverse {
         bail!("the model's scheduler is DDIM inversion, which encodes images: choose a --sampler");

@@ -7,12 +7,14 @@ use serde::{Deserialize, Serialize};
 use super::betas::BetaConfig;
 use super::clip::Clip;
 use super::parameterization::PredictionType;
+use super::score_sde::ScoreSdeOptions;
 use super::timesteps::TimestepSpacing;
 use super::variance::VarianceType;
 
 /// The classes that [`SchedulerConfig`] reads, for messages.
 pub const SUPPORTED_CLASSES: &str = "DDPMScheduler, DDIMScheduler, DDIMInverseScheduler, DPMSolverMultistepScheduler, DPMSolverSinglestepScheduler, \
      UniPCMultistepScheduler, EulerDiscreteScheduler, EulerAncestralDiscreteScheduler, HeunDiscreteScheduler, \
+     ScoreSdeVeScheduler, \
      GaussianDDPMScheduler (old name of DDPMScheduler)";
 
 /// The samplers.
@@ -36,11 +38,13 @@ pub enum SamplerKind {
     EulerAncestral,
     /// Heun's method (2206.00364, algorithm 1): two evaluations a step.
     Heun,
+    /// Ancestral sampling of the variance-exploding SDE with a Langevin corrector (2011.13456), for models of the score.
+    ScoreSde,
 }
 
 impl SamplerKind {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Ddpm,
         Self::Ddim,
         Self::DdimInverse,
@@ -50,6 +54,7 @@ impl SamplerKind {
         Self::Euler,
         Self::EulerAncestral,
         Self::Heun,
+        Self::ScoreSde,
     ];
 
     /// `_class_name` in `scheduler_config.json`.
@@ -64,6 +69,7 @@ impl SamplerKind {
             Self::Euler => "EulerDiscreteScheduler",
             Self::EulerAncestral => "EulerAncestralDiscreteScheduler",
             Self::Heun => "HeunDiscreteScheduler",
+            Self::ScoreSde => "ScoreSdeVeScheduler",
         }
     }
 
@@ -93,6 +99,7 @@ impl fmt::Display for SamplerKind {
             Self::Euler => "Euler",
             Self::EulerAncestral => "Euler ancestral",
             Self::Heun => "Heun",
+            Self::ScoreSde => "VE predictor-corrector",
         })
     }
 }
@@ -310,6 +317,8 @@ pub struct SchedulerConfig {
     pub sigmas: SigmaOptions,
     /// UniPC's options.
     pub unipc: UniPcOptions,
+    /// Options of the VE sampler.
+    pub score_sde: ScoreSdeOptions,
     /// Euler's churn; no file holds it.
     pub churn: Option<Churn>,
     /// Whose behaviour counts where implementations depart from the method; no file holds it.
@@ -344,6 +353,7 @@ impl SchedulerConfig {
             },
             sigmas: SigmaOptions::default(),
             unipc: UniPcOptions::default(),
+            score_sde: ScoreSdeOptions::default(),
             churn: None,
             compat: Compat::Paper,
             respacing: None,

@@ -11,6 +11,7 @@ use super::config::{Algorithm, DpmSolverOptions, SamplerKind, SchedulerConfig, S
 use super::error::{DiffusionError, Result};
 use super::parameterization::PredictionType;
 use super::schedule::Schedule;
+use super::score_sde_json;
 use super::timesteps::TimestepSpacing;
 use super::variance::VarianceType;
 
@@ -120,6 +121,10 @@ impl SchedulerConfig {
         }
 
         let mut config = Self::new(sampler);
+        if sampler == SamplerKind::ScoreSde {
+            score_sde_json::read_options(object, &mut config)?;
+            return Ok(config);
+        }
         read_shared(object, legacy, &mut config)?;
         match sampler {
             SamplerKind::Ddpm => read(object, "variance_type", VARIANCE_TYPES, &mut config.variance_type)?,
@@ -132,7 +137,7 @@ impl SchedulerConfig {
             SamplerKind::DpmSolverPp | SamplerKind::DpmSolverSinglestep => read_dpm_solver(object, &mut config)?,
             SamplerKind::UniPc => read_unipc(object, &mut config)?,
             SamplerKind::Euler | SamplerKind::Heun => read_sigmas(object, &mut config)?,
-            SamplerKind::EulerAncestral => {}
+            SamplerKind::EulerAncestral | SamplerKind::ScoreSde => {}
         }
         config.check_limits()?;
         // Builds the tables once so that a bad schedule is refused where it is read, not when it is first used.
@@ -142,6 +147,9 @@ impl SchedulerConfig {
 
     /// The text of a `scheduler_config.json` with the keys of this sampler's class, all of them written out.
     pub fn to_json(&self) -> String {
+        if self.sampler == SamplerKind::ScoreSde {
+            return score_sde_json::to_json(self);
+        }
         let mut object = Map::new();
         let mut put = |key: &str, value: Value| object.insert(key.to_owned(), value);
         put("_class_name", json!(self.sampler.class_name()));
@@ -199,7 +207,7 @@ impl SchedulerConfig {
                 put("timestep_type", json!(if continuous { "continuous" } else { "discrete" }));
                 put("final_sigmas_type", json!(self.dpm_solver.final_sigmas_type));
             }
-            SamplerKind::EulerAncestral | SamplerKind::Heun => {}
+            SamplerKind::EulerAncestral | SamplerKind::Heun | SamplerKind::ScoreSde => {}
         }
         for (key, spacing) in SigmaSpacing::SWITCHES {
             if has_spacing(self.sampler, spacing) {
@@ -236,13 +244,14 @@ const VARIANCE_TYPES: &str = "fixed_small, fixed_small_log, fixed_large, fixed_l
 
 fn unknown_keys(object: &Map<String, Value>) -> Vec<String> {
     let legacy = object.get("_class_name").is_some_and(|class| class == LEGACY_CLASS);
-    let known: [&[&str]; 8] = [
+    let known: [&[&str]; 9] = [
         &SHARED_KEYS,
         &DDPM_KEYS,
         &DDIM_KEYS,
         &DPM_SOLVER_KEYS,
         &UNIPC_KEYS,
         &SIGMA_KEYS,
+        &score_sde_json::KEYS,
         &SWITCHES_OFF,
         &HARMLESS_KEYS,
     ];
@@ -448,14 +457,19 @@ fn read_dpm_solver(object: &Map<String, Value>, config: &mut SchedulerConfig) ->
 }
 
 /// Overwrites `target` with the value of `key` if the key is there.
-fn read<T: DeserializeOwned>(object: &Map<String, Value>, key: &str, expected: &str, target: &mut T) -> Result<()> {
+pub(super) fn read<T: DeserializeOwned>(
+    object: &Map<String, Value>,
+    key: &str,
+    expected: &str,
+    target: &mut T,
+) -> Result<()> {
     if let Some(value) = object.get(key) {
         *target = serde_json::from_value(value.clone()).map_err(|_| invalid(key, value, expected))?;
     }
     Ok(())
 }
 
-fn invalid(key: &str, value: &Value, expected: &str) -> DiffusionError {
+pub(super) fn invalid(key: &str, value: &Value, expected: &str) -> DiffusionError {
     DiffusionError::InvalidValue { key: key.to_owned(), value: value.to_string(), expected: expected.to_owned() }
 }
 

@@ -15,6 +15,8 @@
 //! | [`levels`] | the noise levels that the last four visit | 2206.00364 |
 //! | [`repaint`] | the walk of RePaint over the levels, for inpainting | 2201.09865 |
 //! | [`interpolation`] | between two latents | |
+//! | [`score_sde`] | the predictor and the corrector of the variance-exploding SDE | 2011.13456 |
+//! | [`guidance`] | classifier-free guidance and its rescaling | 2207.12598, 2305.08891 |
 //! | [`clip`] | clipping and dynamic thresholding of the x_0 estimate | 2205.11487 |
 //! | [`decoder`], [`vlb`] | the variational bound in bits per dimension, and its gradient | 2006.11239, 2102.09672 |
 //! | [`loss`] | training objectives and per-timestep weights | 2102.09672, 2303.09556 |
@@ -36,6 +38,7 @@ pub mod dpm_solver;
 pub mod error;
 pub mod euler;
 pub mod forward;
+pub mod guidance;
 pub mod interpolation;
 pub mod levels;
 pub mod loss;
@@ -45,6 +48,8 @@ pub mod posterior;
 pub mod repaint;
 pub mod respacing;
 pub mod schedule;
+pub mod score_sde;
+mod score_sde_json;
 pub mod step_table;
 pub mod timesteps;
 pub mod unipc;
@@ -58,12 +63,14 @@ pub use config::{
     SolverType, UniPcOptions, UniPcType,
 };
 pub use error::{DiffusionError, Result};
+pub use guidance::Guidance;
 pub use loss::{LossWeighting, Objective};
 pub use objective::{Example, ExampleLoss, LossScalars, Real, TrainingObjective};
 pub use parameterization::{Linear2, PredictionType};
 pub use posterior::Posterior;
 pub use respacing::Respaced;
 pub use schedule::Schedule;
+pub use score_sde::{DataRange, NormScope, ScoreSdeOptions};
 pub use step_table::{History, Keep, LearnedVariance, StepRow, StepTable};
 pub use timesteps::TimestepSpacing;
 pub use variance::VarianceType;

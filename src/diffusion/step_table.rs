@@ -24,6 +24,7 @@ use super::error::{DiffusionError, Result};
 use super::parameterization::{Linear2, PredictionType};
 use super::respacing::Respaced;
 use super::schedule::Schedule;
+use super::score_sde::{DataRange, NormScope, norm};
 use super::variance::interpolate_log_variance;
 
 /// How the network's variance channels v become the standard deviation of a step's noise.
@@ -101,6 +102,9 @@ pub struct StepRow {
     pub g: f64,
     /// The same, to be multiplied by the variance of the step, which a network may decide.
     pub g_variance: f64,
+    /// Signal-to-noise ratio of a Langevin corrector, whose `e` and `s` follow from it and from the image
+    /// ([`StepRow::with_norms`]); 0 in all other steps.
+    pub snr: f64,
 }
 
 /// The values of one element that enter a step.
@@ -126,10 +130,10 @@ pub struct StepInput {
 
 impl StepRow {
     /// Length of [`packed`](Self::packed).
-    pub const PACKED_LEN: usize = 20;
+    pub const PACKED_LEN: usize = 22;
 
     /// The row for a device: timestep, c_x0x, c_x0m, a, b, e, p, s, log_min, log_max, noise (0 or 1), q, r, the
-    /// factors of [`Keep`] in their order, g, g_variance.
+    /// factors of [`Keep`] in their order, g, g_variance, snr, and a number that is not read.
     ///
     /// In f64: near alpha_bar = 0 coefficients nearly cancel, and f32 would show in x_0. Their number is even, so that rows
     /// stay aligned to 16 bytes.
@@ -156,6 +160,8 @@ impl StepRow {
             self.keep.saved,
             self.g,
             self.g_variance,
+            self.snr,
+            0.0,
         ]
     }
 
@@ -241,6 +247,10 @@ pub struct StepTable {
     /// For samplers published in the variance-exploding scale: x after step i times entry i is what they call x. Empty where
     /// the published x is the state itself.
     pub published_scale: Vec<f64>,
+    /// What the norms of corrector steps are taken over.
+    pub norms: NormScope,
+    /// The values that x ends at.
+    pub range: DataRange,
 }
 
 /// The states of one image that a step reads and replaces.
@@ -283,6 +293,7 @@ impl StepTable {
             SamplerKind::Euler => Self::euler(config, num_inference_steps),
             SamplerKind::EulerAncestral => Self::euler_ancestral(config, num_inference_steps),
             SamplerKind::Heun => Self::heun(config, num_inference_steps),
+            SamplerKind::ScoreSde => Self::score_sde(config, num_inference_steps),
         }
     }
 
@@ -315,6 +326,11 @@ impl StepTable {
         self.rows.iter().any(|row| row.g != 0.0 || row.g_variance != 0.0)
     }
 
+    /// Whether any step needs the norms of its image.
+    pub fn has_correctors(&self) -> bool {
+        self.rows.iter().any(|row| row.snr != 0.0)
+    }
+
     /// Rows for a device, one after the other, [`StepRow::PACKED_LEN`] numbers each.
     pub fn packed(&self) -> Vec<f64> {
         self.rows.iter().flat_map(StepRow::packed).collect()
@@ -328,7 +344,7 @@ impl StepTable {
         self.step_states(step, ImageStates { x, x0_prev, x0_prev2: &mut [], saved: &mut [] }, model, v, z, &[]);
     }
 
-    /// Runs step `step` on the states of one image.
+    /// Runs step `step` on the states of one image; a corrector takes the norms of this image.
     ///
     /// `v` may be empty if the variance is fixed, `z` if the step adds no noise, `gradient` (times its scale) without a
     /// classifier; any element order will do as long as all slices share it.
@@ -344,7 +360,25 @@ impl StepTable {
         z: &[f64],
         gradient: &[f64],
     ) {
-        let row = &self.rows[step];
+        let row = self.rows[step];
+        let row =
+            if row.snr == 0.0 { row } else { row.with_norms(norm(z.iter().copied()), norm(model.iter().copied())) };
+        self.states_by_row(&row, states, model, v, z, gradient);
+    }
+
+    /// As [`step_states`](Self::step_states), by a row whose norms are known.
+    ///
+    /// # Panics
+    /// As there.
+    pub fn states_by_row(
+        &self,
+        row: &StepRow,
+        states: ImageStates<'_>,
+        model: &[f64],
+        v: &[f64],
+        z: &[f64],
+        gradient: &[f64],
+    ) {
         let history = self.history();
         let ImageStates { x, x0_prev, x0_prev2, saved } = states;
         let guided = !gradient.is_empty() && row.g_variance != 0.0;
@@ -414,6 +448,7 @@ mod tests {
         noise: true,
         g: 0.5,
         g_variance: 3.0,
+        snr: 0.0,
     };
     const KEEP: Keep = Keep { x: 1.5, x0: -2.5, x0_prev: 3.5, x0_prev2: 0.75, saved: 0.5 };
 
@@ -466,9 +501,10 @@ mod tests {
 
     #[test]
     fn packing_keeps_the_order() {
-        let row = StepRow { q: 8.0, r: 9.0, keep: KEEP, ..ROW };
+        let row = StepRow { q: 8.0, r: 9.0, keep: KEEP, snr: 10.0, ..ROW };
         let expected = [
-            7.0, 2.0, -1.0, 0.5, 0.25, 0.125, -0.5, 0.1, -4.0, -2.0, 1.0, 8.0, 9.0, 1.5, -2.5, 3.5, 0.75, 0.5, 0.5, 3.0,
+            7.0, 2.0, -1.0, 0.5, 0.25, 0.125, -0.5, 0.1, -4.0, -2.0, 1.0, 8.0, 9.0, 1.5, -2.5, 3.5, 0.75, 0.5, 0.5,
+            3.0, 10.0, 0.0,
         ];
         assert_eq!(row.packed(), expected);
         let table = StepTable { rows: vec![row, row], ..StepTable::default() };

@@ -14,7 +14,7 @@ use thiserror::Error;
 use crate::backend::{Backend, BackendError};
 use crate::data::{DataError, Dataset, pixel_to_value};
 use crate::diffusion::vlb::prior_bpd;
-use crate::diffusion::{DiffusionError, Schedule, Vlb};
+use crate::diffusion::{DiffusionError, SamplerKind, Schedule, Vlb};
 use crate::model::{ModelError, ModelFolder, bind_weights};
 use crate::program::{Batch, ForwardProgram};
 use crate::rng::{Sequence, Stream};
@@ -111,6 +111,10 @@ pub fn evaluate(
     on_batch: &mut dyn FnMut(usize, usize),
 ) -> Result<Evaluation, EvaluateError> {
     let config = &model.config;
+    if model.scheduler.sampler == SamplerKind::ScoreSde {
+        let text = "the bound is that of a chain of betas; the model's scheduler, ScoreSdeVeScheduler, has none";
+        return Err(EvaluateError::Mismatch(text.into()));
+    }
     let schedule = Schedule::new(&model.scheduler.betas)?;
     let batch = Batch { n: options.batch.max(1), h: data.height(), w: data.width() };
     check(model, data, options)?;

@@ -170,7 +170,7 @@ impl Tape<'_> {
                 }
                 Ok(())
             }
-            Op::Silu => self.emit(Op::SiluGrad, &[dy, x[0]], x),
+            Op::Activation(f) => self.emit(Op::ActivationGrad(*f), &[dy, x[0]], x),
             Op::Add => {
                 self.accumulate(x[0], dy)?;
                 self.accumulate(x[1], dy)

@@ -1,7 +1,7 @@
 //! Typed helpers to append operations that have one result.
 
 use super::op::{ConvGeometry, Epilogue, GroupNorm};
-use super::{Graph, GraphError, Op, ValueId};
+use super::{Activation, Graph, GraphError, Op, ValueId};
 
 impl Graph {
     /// A convolution with an optional bias.
@@ -46,12 +46,20 @@ impl Graph {
         self.apply(Op::GroupNorm(norm), &inputs)
     }
 
+    /// An activation function.
+    ///
+    /// # Errors
+    /// As [`Graph::push`].
+    pub fn activation(&mut self, f: Activation, x: ValueId) -> Result<ValueId, GraphError> {
+        self.apply(Op::Activation(f), &[x])
+    }
+
     /// SiLU.
     ///
     /// # Errors
     /// As [`Graph::push`].
     pub fn silu(&mut self, x: ValueId) -> Result<ValueId, GraphError> {
-        self.apply(Op::Silu, &[x])
+        self.activation(Activation::Silu, x)
     }
 
     /// Elementwise sum.

@@ -6,7 +6,7 @@
 //! activations instead of storing them, and once more afterwards, so that sums of gradients join the data gradients.
 
 use super::gather::gather;
-use super::{Graph, Node, Op, Source, ValueId};
+use super::{Activation, Graph, Node, Op, Source, ValueId};
 
 /// Merges what can be merged; returns how many operations went away.
 pub fn fuse(graph: &mut Graph) -> usize {
@@ -94,7 +94,7 @@ fn absorb(
         Some((node, i))
     };
     match &node.op {
-        Op::Silu => {
+        Op::Activation(Activation::Silu) => {
             let (i, p) = producer(node.inputs[0])?;
             let Op::GroupNorm(norm) = p.op else { return None };
             let norm = super::GroupNorm { silu: true, ..norm };

@@ -1,6 +1,6 @@
 //! Output shapes of every operation, and the checks on its inputs.
 
-use super::{DType, Fir, GraphError, LossNoise, Op, Shape, op::Epilogue};
+use super::{Border, DType, Fir, GraphError, LossNoise, Op, Shape, op::Epilogue};
 
 /// Shapes and types of the outputs of `op`, or what is wrong with its inputs.
 pub(super) fn infer(op: &Op, inputs: &[(Shape, DType)]) -> Result<Vec<(Shape, DType)>, GraphError> {
@@ -93,6 +93,14 @@ impl Check<'_> {
             Op::FourierEmbedding => {
                 self.count(2)?;
                 act([self.shape(0).batch(), 2 * self.shape(1).numel()].into())
+            }
+            Op::TimestepIndex { .. } => {
+                self.count(1)?;
+                vec![(self.shape(0), I32)]
+            }
+            Op::Constant { len, .. } => {
+                self.count(0)?;
+                vec![([*len].into(), F32)]
             }
             Op::Embedding => {
                 self.count(2)?;
@@ -216,6 +224,9 @@ impl Check<'_> {
                 self.count(1)?;
                 let x = self.image(0)?;
                 let (h, w) = x.height_width();
+                // A mirror shows the pixel next to the outermost one.
+                let mirrors = matches!(self.op, Op::Fir(Fir { border: Border::Mirror, .. }));
+                self.require(!mirrors || h.min(w) > 1, || format!("a {h}x{w} image cannot be mirrored"))?;
                 act([x.batch(), 2 * h, 2 * w, x.channels()].into())
             }
             Op::AvgPool2x | Op::Upsample2xGrad | Op::Fir(_) => {
@@ -238,11 +249,11 @@ impl Check<'_> {
                 })?;
                 act(x.with_channels(*len))
             }
-            Op::Silu | Op::Affine { .. } | Op::ToAct => {
+            Op::Activation(_) | Op::Affine { .. } | Op::ToAct => {
                 self.count(1)?;
                 act(self.shape(0))
             }
-            Op::SiluGrad | Op::Add => {
+            Op::ActivationGrad(_) | Op::Add => {
                 self.count(2)?;
                 self.expect(1, "the second operand", self.shape(0))?;
                 act(self.shape(0))

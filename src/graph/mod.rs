@@ -3,9 +3,11 @@
 //! A [`Graph`] is built for one batch size, differentiated ([`autodiff`]), fused ([`fuse`]) and laid out in memory
 //! ([`plan`]); a backend then replays the [`Plan`] without allocating.
 
+mod activation;
 pub mod autodiff;
 pub mod build;
 pub mod cost;
+mod fir;
 pub mod fuse;
 pub(crate) mod gather;
 mod infer;
@@ -19,7 +21,9 @@ use thiserror::Error;
 
 use crate::backend::Precision;
 
-pub use op::{AdamW, ConvGeometry, Epilogue, Fir, GroupNorm, LossNoise, NoiseSource, Op};
+pub use activation::Activation;
+pub use fir::{Border, Fir};
+pub use op::{AdamW, ConvGeometry, Epilogue, GroupNorm, LossNoise, NoiseSource, Op};
 pub use param::{ParamId, ParamLayout, ParamPart, ParamSpec};
 pub use plan::{Place, Plan, Region, Replaced};
 pub use shape::Shape;

@@ -5,7 +5,8 @@
 
 use std::sync::Arc;
 
-use crate::diffusion::{StepTable, TrainingObjective};
+use super::{Activation, Fir};
+use crate::diffusion::{Guidance, StepTable, TrainingObjective};
 use crate::levels::Levels;
 
 /// Geometry of a 2-D convolution, apart from its channels.
@@ -73,50 +74,6 @@ pub struct GroupNorm {
     pub modulated: bool,
 }
 
-/// Resampling by 2 with a separable filter of four taps, as diffusers' `FirUpsample2D` and `FirDownsample2D` do without
-/// their convolution.
-///
-/// Along each axis, with w the [weights](Fir::weights) and zeros outside of the image:
-///
-/// ```text
-/// up:    y[o] = sum_i w[i] u[o + i - 2],   u[2 m] = x[m], u[2 m + 1] = 0
-/// down:  y[o] = sum_i w[i] x[2 o + i - 1]
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Fir {
-    /// The filter along one axis, in the order of a convolution (the first tap meets the last of four pixels).
-    pub taps: [f64; 4],
-    /// Twice as many pixels along each axis, or half as many.
-    pub up: bool,
-    /// Sum of the weights along one axis: the taps are normalised to it.
-    pub gain: f64,
-}
-
-impl Fir {
-    /// Upsampling. Half of the pixels that the filter meets are zeros, so that a gain of 2 along each axis keeps a
-    /// constant image.
-    pub fn up(taps: [f64; 4]) -> Self {
-        Self { taps, up: true, gain: 2.0 }
-    }
-
-    /// Downsampling, which keeps a constant image.
-    pub fn down(taps: [f64; 4]) -> Self {
-        Self { taps, up: false, gain: 1.0 }
-    }
-
-    /// Weights of four neighbouring pixels, the first pixel's first.
-    pub fn weights(&self) -> [f64; 4] {
-        let [a, b, c, d] = self.taps.map(|t| t * self.gain / self.taps.iter().sum::<f64>());
-        [d, c, b, a]
-    }
-
-    /// The transposed operation, which is the gradient: a resampling the other way.
-    pub fn transposed(&self) -> Self {
-        let [a, b, c, d] = self.taps;
-        Self { taps: [d, c, b, a], up: !self.up, gain: self.gain }
-    }
-}
-
 /// The sinusoidal embedding of a timestep.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TimeEmbedding {
@@ -142,17 +99,18 @@ pub enum NoiseSource {
 /// The fused sampling step: guidance, x_0, clipping, learned variance, noise and the update, in one pass.
 ///
 /// Operands: x, model, previous x_0, step, sample index, key, then what is used of z, second previous x_0, saved state
-/// ([`StepTable::history`]) and a classifier's gradient. Results: x_next, x_0, then what is used of the picture and of both states' next values.
+/// ([`StepTable::history`]) and a classifier's gradient. Results: x_next, x_0, then what is used of the picture and of both
+/// states' next values.
 #[derive(Clone, Debug)]
 pub struct SamplerStep {
     /// One row of coefficients per step.
     pub table: Arc<StepTable>,
-    /// Classifier-free guidance scale; the model output then holds the conditional half, then the unconditional.
-    pub guidance: Option<f64>,
+    /// Classifier-free guidance; the model output then holds the conditional half, then the unconditional.
+    pub guidance: Option<Guidance>,
     /// Where z comes from.
     pub noise: NoiseSource,
-    /// Whether x_next as a picture is a result, too: bytes `[N, H, W, C]`, each [`Levels::byte`] of the stored f32. It is that of
-    /// every step and not of the last alone, so that the picture is x's whenever it is read.
+    /// Whether x_next as a picture is a result, too: bytes `[N, H, W, C]`, each [`Levels::byte`] of the stored f32. It is that
+    /// of every step and not of the last alone, so that the picture is x's whenever it is read.
     pub picture: Option<Levels>,
     /// Scale of a classifier's gradient, which then is the last operand.
     pub classifier_scale: Option<f64>,
@@ -242,6 +200,18 @@ pub enum Op {
     TimeEmbedding(TimeEmbedding),
     /// `t [N], w [F] -> [N, 2F]`: `[sin, cos](2 pi w ln t)`.
     FourierEmbedding,
+    /// `t [N] -> [N]`: the row of a table of timesteps that belongs to t, the nearest of the rows there are.
+    TimestepIndex {
+        /// Rows of the table.
+        count: usize,
+    },
+    /// `nothing -> [len]`: the same f32 number everywhere, for a norm without parameters of its own.
+    Constant {
+        /// Number of elements.
+        len: usize,
+        /// Their value.
+        value: f64,
+    },
     /// `table [V, E], index [N] -> [N, E]`.
     Embedding,
     /// `dy [N, E], index [N] -> dtable [V, E]`.
@@ -312,10 +282,10 @@ pub enum Op {
         /// Number of channels.
         len: usize,
     },
-    /// `x -> x * sigmoid(x)`.
-    Silu,
+    /// `x -> f(x)`.
+    Activation(Activation),
     /// `dy, x -> dx`.
-    SiluGrad,
+    ActivationGrad(Activation),
     /// `a, b -> a + b`.
     Add,
     /// `x [N,H,W,C], v [N,C] -> x + v` at every pixel.
@@ -396,6 +366,8 @@ impl Op {
         match self {
             Op::TimeEmbedding(_) => "time_embedding",
             Op::FourierEmbedding => "fourier_embedding",
+            Op::TimestepIndex { .. } => "timestep_index",
+            Op::Constant { .. } => "constant",
             Op::Embedding => "embedding",
             Op::EmbeddingGrad { .. } => "embedding_grad",
             Op::Linear(_) => "linear",
@@ -416,8 +388,8 @@ impl Op {
             Op::Fir(_) => "fir_downsample2x",
             Op::Concat => "concat",
             Op::Slice { .. } => "slice",
-            Op::Silu => "silu",
-            Op::SiluGrad => "silu_grad",
+            Op::Activation(f) => f.name(),
+            Op::ActivationGrad(f) => f.gradient_name(),
             Op::Add => "add",
             Op::AddPerImage => "add_per_image",
             Op::SumPixels => "sum_pixels",

@@ -340,7 +340,7 @@ pub fn find_overlap(plan: &Plan) -> Option<(ValueId, ValueId)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::graph::{DType, Op};
+    use crate::graph::{Activation, DType, Op};
 
     #[test]
     fn only_activations_shrink_under_bf16() {
@@ -374,9 +374,9 @@ mod tests {
     fn a_planted_overlap_is_found() {
         let mut graph = Graph::new();
         let x = graph.input("x", [1, 4], DType::Act);
-        let a = graph.apply(Op::Silu, &[x]).unwrap();
-        let b = graph.apply(Op::Silu, &[a]).unwrap();
-        let c = graph.apply(Op::Silu, &[b]).unwrap();
+        let a = graph.apply(Op::Activation(Activation::Silu), &[x]).unwrap();
+        let b = graph.apply(Op::Activation(Activation::Silu), &[a]).unwrap();
+        let c = graph.apply(Op::Activation(Activation::Silu), &[b]).unwrap();
         let d = graph.apply(Op::Add, &[a, c]).unwrap();
         graph.keep(d);
         let plan = Plan::new(graph);
@@ -400,11 +400,11 @@ mod tests {
     fn parts_of_a_replaced_value_live_as_long_as_its_readers() {
         let mut graph = Graph::new();
         let x = graph.input("x", [1, 64], DType::Act);
-        let a = graph.apply(Op::Silu, &[x]).unwrap();
-        let b = graph.apply(Op::Silu, &[x]).unwrap();
+        let a = graph.apply(Op::Activation(Activation::Silu), &[x]).unwrap();
+        let b = graph.apply(Op::Activation(Activation::Silu), &[x]).unwrap();
         let joined = graph.apply(Op::Concat, &[a, b]).unwrap();
-        let between = graph.apply(Op::Silu, &[x]).unwrap();
-        let read = graph.apply(Op::Silu, &[joined]).unwrap();
+        let between = graph.apply(Op::Activation(Activation::Silu), &[x]).unwrap();
+        let read = graph.apply(Op::Activation(Activation::Silu), &[joined]).unwrap();
         let out = graph.apply(Op::Concat, &[between, read]).unwrap();
         graph.keep(out);
         let whole = Plan::new(graph);

@@ -15,7 +15,8 @@ impl Op {
         use DType::{Act, F32, I32};
         let some = |on: bool| usize::from(on);
         match self {
-            Op::TimeEmbedding(_) | Op::ToAct | Op::RepeatBatch => vec![F32],
+            Op::TimeEmbedding(_) | Op::TimestepIndex { .. } | Op::ToAct | Op::RepeatBatch => vec![F32],
+            Op::Constant { .. } => Vec::new(),
             Op::FourierEmbedding => vec![F32, F32],
             Op::Embedding => vec![F32, I32],
             Op::EmbeddingGrad { .. } => vec![Act, I32],
@@ -34,14 +35,14 @@ impl Op {
             | Op::AvgPool2xGrad
             | Op::Fir(_)
             | Op::Slice { .. }
-            | Op::Silu
+            | Op::Activation(_)
             | Op::SumPixels
             | Op::AbsMax
             | Op::Affine { .. } => vec![Act],
             Op::PoolTokens => vec![Act, F32],
             Op::PoolTokensGrad { .. } | Op::FirstToken | Op::FirstTokenGrad { .. } => vec![Act],
             Op::LogProbability => vec![Act, I32],
-            Op::Concat | Op::SiluGrad | Op::Add | Op::AddPerImage => vec![Act, Act],
+            Op::Concat | Op::ActivationGrad(_) | Op::Add | Op::AddPerImage => vec![Act, Act],
             Op::DivideByTime => vec![Act, F32],
             Op::Dropout { .. } => vec![Act, I32, I32],
             Op::Noising(_) => vec![F32, I32, I32],

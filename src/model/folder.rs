@@ -281,8 +281,14 @@ pub fn save_model(
 
 /// The text of `model_index.json` for a scheduler of this class.
 pub(super) fn pipeline_index(class: &str) -> String {
+    let is = |kind: SamplerKind| class == kind.class_name();
+    let pipeline = match class {
+        _ if is(SamplerKind::Ddim) => "DDIMPipeline",
+        _ if is(SamplerKind::ScoreSde) => "ScoreSdeVePipeline",
+        _ => "DDPMPipeline",
+    };
     let index = serde_json::json!({
-        "_class_name": if class == SamplerKind::Ddim.class_name() { "DDIMPipeline" } else { "DDPMPipeline" },
+        "_class_name": pipeline,
         "_diffusers_version": "0.42.0",
         "scheduler": ["diffusers", class],
         "unet": ["diffusers", "UNet2DModel"],

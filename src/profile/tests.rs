@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::backend::trace::{KernelLaunch, Step as Traced};
-use crate::graph::{ConvGeometry, DType, Epilogue, Graph, ParamSpec};
+use crate::graph::{Activation, ConvGeometry, DType, Epilogue, Graph, ParamSpec};
 
 /// A convolution of two launches, then two equal activations.
 fn graph() -> Graph {
@@ -14,8 +14,8 @@ fn graph() -> Graph {
     let w = graph.param(ParamSpec::plain("w", &[4, 3, 3, 3]));
     graph.set_scope("down.0");
     let y = graph.apply(Op::Conv2d(ConvGeometry::SAME_3X3, Epilogue::bias(false)), &[x, w]).unwrap();
-    let y = graph.apply(Op::Silu, &[y]).unwrap();
-    let y = graph.apply(Op::Silu, &[y]).unwrap();
+    let y = graph.apply(Op::Activation(Activation::Silu), &[y]).unwrap();
+    let y = graph.apply(Op::Activation(Activation::Silu), &[y]).unwrap();
     graph.keep(y);
     graph
 }

@@ -36,8 +36,8 @@ impl Batch {
 /// # Errors
 /// [`ConfigError`] if the configuration makes no network.
 pub fn parameters(config: &UNetConfig) -> Result<Vec<ParamSpec>, ConfigError> {
-    // They do not depend on the images' size, so the smallest will do.
-    let side = 1 << config.block_out_channels.len().clamp(1, 16).saturating_sub(1);
+    // They do not depend on the images' size, so a small one will do; the coarsest level needs two pixels to be mirrored.
+    let side = (2usize << (config.block_out_channels.len().clamp(1, 16) - 1)).min(1 << 13);
     let network = ForwardProgram::new(config, Batch { n: 1, h: side, w: side }, false)?;
     Ok(network.plan.graph().params().to_vec())
 }

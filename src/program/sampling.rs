@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{Batch, check_channels, class_input, class_value, with_condition};
-use crate::diffusion::StepTable;
+use crate::diffusion::{DataRange, Guidance, StepTable};
 use crate::graph::op::SamplerStep;
 use crate::graph::{DType, Graph, NoiseSource, Op, Plan, ValueId, fuse::fuse};
 use crate::levels::Levels;
@@ -14,11 +14,11 @@ use crate::unet::{ClassifierConfig, ConfigError, UNetConfig, UNetInputs, build, 
 pub struct SamplingOptions {
     /// Coefficients of every step.
     pub table: Arc<StepTable>,
-    /// Classifier-free guidance scale.
-    pub guidance: Option<f64>,
+    /// Classifier-free guidance.
+    pub guidance: Option<Guidance>,
     /// Where z comes from.
     pub noise: NoiseSource,
-    /// How x becomes bytes.
+    /// How x becomes bytes, where it ends in [-1, 1].
     pub levels: Levels,
     /// A classifier whose gradient guides.
     pub classifier: Option<Guide>,
@@ -28,6 +28,14 @@ impl SamplingOptions {
     /// A sampler by itself, without guidance of any kind.
     pub fn new(table: Arc<StepTable>, noise: NoiseSource) -> Self {
         Self { table, guidance: None, noise, levels: Levels::Rounded, classifier: None }
+    }
+
+    /// How x becomes bytes, whatever range it ends in.
+    fn picture_levels(&self) -> Levels {
+        match self.table.range {
+            DataRange::Signed => self.levels,
+            DataRange::Unit => Levels::Unit,
+        }
     }
 }
 
@@ -75,6 +83,7 @@ impl SamplingProgram {
     /// the network lacks.
     pub fn new(config: &UNetConfig, batch: Batch, options: &SamplingOptions) -> Result<Self, ConfigError> {
         check_channels(config)?;
+        config.check_timesteps(options.table.rows.iter().map(|r| f64::from(r.timestep)))?;
         if options.table.learned_variance.is_some() && config.out_channels != 2 * config.image_channels() {
             return Err(ConfigError::Invalid {
                 key: "out_channels",
@@ -116,7 +125,7 @@ impl SamplingProgram {
             table: Arc::clone(&options.table),
             guidance: options.guidance,
             noise: options.noise,
-            picture: Some(options.levels),
+            picture: Some(options.picture_levels()),
             classifier_scale: options.classifier.as_ref().map(|guide| guide.scale),
         });
         let history = options.table.history();

@@ -79,6 +79,7 @@ impl TrainingProgram {
     pub fn new(config: &UNetConfig, batch: Batch, options: &TrainingOptions) -> Result<Self, ConfigError> {
         check_channels(config)?;
         let objective = &options.objective;
+        config.check_timesteps([(objective.schedule().num_timesteps() - 1) as f64])?;
         if objective.learned_variance() != (config.out_channels == 2 * config.image_channels()) {
             return Err(ConfigError::Invalid {
                 key: "out_channels",

@@ -6,9 +6,11 @@
 //! as an operation stores them, weights of convolutions and linear layers as they are read) and nothing inside an
 //! operation.
 
+mod activation;
 mod attention;
 mod classifier;
 mod conv;
+mod fir;
 mod norm;
 mod pointwise;
 mod rounding;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::{Conditions, Drawn, LabelChoice, SampleError};
 use crate::backend::snapshot::Snapshot;
 use crate::backend::{Backend, BackendError, Executable};
-use crate::diffusion::{Compat, SchedulerConfig, StepTable};
+use crate::diffusion::{Compat, DataRange, Guidance, SchedulerConfig, StepTable};
 use crate::graph::{NoiseSource, Plan};
 use crate::layout::nhwc_to_nchw;
 use crate::levels::Levels;
@@ -30,6 +30,8 @@ pub struct SampleOptions {
     pub labels: LabelChoice,
     /// Classifier-free guidance scale; 1 is none.
     pub guidance: f64,
+    /// How far guided predictions are brought back to the deviation of the conditional ones, from 0 (not at all) to 1.
+    pub guidance_rescale: f64,
     /// Samples that are computed at once.
     pub batch: usize,
 }
@@ -122,6 +124,15 @@ impl Sampler {
         if !options.guidance.is_finite() {
             return Err(SampleError::Condition(format!("the guidance scale {} is not finite", options.guidance)));
         }
+        if !(0.0..=1.0).contains(&options.guidance_rescale) {
+            let rescale = options.guidance_rescale;
+            return Err(SampleError::Condition(format!("the guidance rescale {rescale} is not in 0..=1")));
+        }
+        if options.guidance_rescale != 0.0 && !guided {
+            return Err(SampleError::Condition(
+                "there is no guidance to rescale: give a guidance scale other than 1".into(),
+            ));
+        }
         if guided && config.null_class.is_none() {
             return Err(SampleError::Condition(
                 "guidance needs a model with a null class (null_class in config.json), as warpdiff trains with label \
@@ -132,7 +143,7 @@ impl Sampler {
         let table = Arc::new(StepTable::build(&options.scheduler, options.steps, options.eta)?);
         let batch = Batch { n: options.batch, h, w };
         let sampling = SamplingOptions {
-            guidance: guided.then_some(options.guidance),
+            guidance: guided.then_some(Guidance { scale: options.guidance, rescale: options.guidance_rescale }),
             levels: match options.scheduler.compat {
                 Compat::GuidedDiffusion => Levels::Truncated,
                 Compat::Paper | Compat::Diffusers => Levels::Rounded,
@@ -161,6 +172,11 @@ impl Sampler {
     /// Steps of the loop.
     pub fn steps(&self) -> usize {
         self.table.rows.len()
+    }
+
+    /// The values that x ends at.
+    pub(super) fn range(&self) -> DataRange {
+        self.table.range
     }
 
     /// Channels, height and width of an image.
@@ -301,7 +317,9 @@ impl Sampler {
     fn images(&self, indices: Range<usize>) -> Result<Vec<f32>, SampleError> {
         let [c, h, w] = self.image_shape();
         let count = indices.len();
-        Ok(nhwc_to_nchw(&self.finite(indices)?, [count, c, h, w]))
+        let mut x = self.finite(indices)?;
+        self.table.range.to_signed(&mut x);
+        Ok(nhwc_to_nchw(&x, [count, c, h, w]))
     }
 
     /// The samples `indices` after the last step, NHWC. Pictures need them, too: a byte no longer shows what is not

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::{SampleError, Sampler};
 use crate::backend::BackendError;
 use crate::backend::snapshot::Snapshot;
+use crate::diffusion::DataRange;
 
 /// What a group of steps aims at: often enough to look at the caller, seldom enough to cost nothing.
 const GROUP: Duration = Duration::from_millis(200);
@@ -21,6 +22,7 @@ pub struct Drawn {
     indices: Range<usize>,
     shape: [usize; 3],
     steps: usize,
+    range: DataRange,
     x: Snapshot,
     picture: Snapshot,
 }
@@ -46,7 +48,9 @@ impl Drawn {
     /// # Errors
     /// As [`Drawn::pictures`].
     pub fn images(mut self) -> Result<Vec<f32>, SampleError> {
-        self.finite()
+        let mut x = self.finite()?;
+        self.range.to_signed(&mut x);
+        Ok(x)
     }
 
     fn finite(&mut self) -> Result<Vec<f32>, SampleError> {
@@ -143,7 +147,7 @@ impl Sampler {
     /// The state of the loop on its way to the host.
     fn drawn(&mut self, indices: Range<usize>) -> Result<Drawn, SampleError> {
         let (x, picture) = self.snapshots()?;
-        Ok(Drawn { indices, shape: self.image_shape(), steps: self.steps(), x, picture })
+        Ok(Drawn { indices, shape: self.image_shape(), steps: self.steps(), range: self.range(), x, picture })
     }
 }
 

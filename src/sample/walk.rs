@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::SampleError;
 use crate::backend::{Backend, Executable};
-use crate::diffusion::StepTable;
+use crate::diffusion::{Guidance, StepTable};
 use crate::graph::NoiseSource;
 use crate::model::{ModelFolder, bind_weights};
 use crate::program::{Batch, SamplingOptions, SamplingProgram};
@@ -86,8 +86,10 @@ impl Walk {
         let batch = Batch { n: batch, h, w };
         let labels = guide.labels(model, batch.n)?;
         let table = Arc::new(table);
-        let options =
-            SamplingOptions { guidance: guide.scale, ..SamplingOptions::new(Arc::clone(&table), NoiseSource::Philox) };
+        let options = SamplingOptions {
+            guidance: guide.scale.map(Guidance::from),
+            ..SamplingOptions::new(Arc::clone(&table), NoiseSource::Philox)
+        };
         let program = SamplingProgram::new(&model.config, batch, &options)?;
         let mut exe = backend.compile(program.plan.clone())?;
         bind_weights(exe.as_mut(), &model.weights()?)?;

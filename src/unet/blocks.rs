@@ -3,21 +3,18 @@
 use super::{ConfigError, DropoutInputs, TimeScaleShift, UNetConfig};
 use crate::graph::{ConvGeometry, Graph, Op, ParamSpec, ValueId};
 
-/// Resampling inside a residual block.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Resample {
-    Down,
-    Up,
-}
-
 /// A residual block.
 pub(super) struct Resnet {
     /// Output channels.
     pub out: usize,
+    /// Groups of the first and of the second norm.
+    pub groups: [usize; 2],
     /// Factor of the final sum.
     pub scale: f64,
-    /// Resampling after the first activation.
-    pub resample: Option<Resample>,
+    /// Resampling after the first activation, and of the shortcut.
+    pub resample: Option<Op>,
+    /// A convolution in the shortcut even where the channels stay what they are.
+    pub project: bool,
 }
 
 /// An attention block.
@@ -36,8 +33,8 @@ pub(super) struct Builder<'a> {
     config: &'a UNetConfig,
     dropout: Option<DropoutInputs>,
     dropout_layers: u32,
-    /// SiLU of the embedding, which every residual block starts from.
-    activated_embedding: Option<ValueId>,
+    /// The time embedding, and the activation function of it, which most residual blocks start from.
+    embedding: Option<(ValueId, ValueId)>,
 }
 
 impl<'a> Builder<'a> {
@@ -51,13 +48,18 @@ impl<'a> Builder<'a> {
             config,
             dropout: dropout.filter(|_| config.dropout > 0.0),
             dropout_layers: 0,
-            activated_embedding: None,
+            embedding: None,
         })
     }
 
     pub fn set_embedding(&mut self, embedding: ValueId) -> Result<(), ConfigError> {
-        self.activated_embedding = Some(self.graph.silu(embedding)?);
+        self.embedding = Some((embedding, self.graph.activation(self.config.act_fn, embedding)?));
         Ok(())
+    }
+
+    /// The time embedding as it is, and activated.
+    fn embedding(&self) -> (ValueId, ValueId) {
+        self.embedding.unwrap_or_else(|| unreachable!("the embedding is set before the first block"))
     }
 
     fn vector(&mut self, name: &str, leaf: &str, len: usize) -> ValueId {
@@ -70,6 +72,15 @@ impl<'a> Builder<'a> {
         let weight = self.graph.param(ParamSpec::conv(format!("{name}.weight"), out, c, g.kernel));
         let bias = self.vector(name, "bias", out);
         Ok(self.graph.conv2d(x, weight, Some(bias), g)?)
+    }
+
+    /// A convolution of 1x1 pixels, which is a linear layer over the channels.
+    pub fn pointwise(&mut self, name: &str, x: ValueId, out: usize, bias: bool) -> Result<ValueId, ConfigError> {
+        self.graph.set_scope(name);
+        let c = self.graph.shape(x).channels();
+        let weight = self.graph.param(ParamSpec::pointwise(format!("{name}.weight"), out, c));
+        let bias = bias.then(|| self.vector(name, "bias", out));
+        Ok(self.graph.linear(x, weight, bias)?)
     }
 
     fn linear(&mut self, name: &str, x: ValueId, out: usize) -> Result<ValueId, ConfigError> {
@@ -101,50 +112,70 @@ impl<'a> Builder<'a> {
         Ok(self.graph.group_norm(x, gamma, beta, scale_shift, groups, self.config.norm_eps)?)
     }
 
-    fn resample(&mut self, how: Resample, x: ValueId) -> Result<ValueId, ConfigError> {
-        let op = match how {
-            Resample::Down => Op::AvgPool2x,
-            Resample::Up => Op::Upsample2x,
-        };
-        Ok(self.graph.apply(op, &[x])?)
+    /// A norm without parameters of its own: `x (1 + scale) + shift` of the normalised x, both from the time embedding.
+    fn conditioned_norm(&mut self, name: &str, x: ValueId, groups: usize) -> Result<ValueId, ConfigError> {
+        let c = self.graph.shape(x).channels();
+        let scale_shift = self.linear(&format!("{name}.linear"), self.embedding().0, 2 * c)?;
+        self.graph.set_scope(name);
+        let gamma = self.graph.apply(Op::Constant { len: c, value: 1.0 }, &[])?;
+        let beta = self.graph.apply(Op::Constant { len: c, value: 0.0 }, &[])?;
+        Ok(self.graph.group_norm(x, gamma, beta, Some(scale_shift), groups, self.config.norm_eps)?)
     }
 
-    /// Two convolutions with norm and SiLU before each, the time embedding between them, and a shortcut.
+    /// Two convolutions with norm and activation before each, the time embedding in the norms, and a shortcut.
+    pub fn conditioned_resnet(
+        &mut self,
+        name: &str,
+        x: ValueId,
+        out: usize,
+        groups: [usize; 2],
+    ) -> Result<ValueId, ConfigError> {
+        let act = self.config.act_fn;
+        let mut h = self.conditioned_norm(&format!("{name}.norm1"), x, groups[0])?;
+        h = self.graph.activation(act, h)?;
+        h = self.conv(&format!("{name}.conv1"), h, out, ConvGeometry::SAME_3X3)?;
+        h = self.conditioned_norm(&format!("{name}.norm2"), h, groups[1])?;
+        h = self.graph.activation(act, h)?;
+        h = self.drop_out(h)?;
+        h = self.conv(&format!("{name}.conv2"), h, out, ConvGeometry::SAME_3X3)?;
+        let shortcut = match self.graph.shape(x).channels() == out {
+            true => x,
+            false => self.pointwise(&format!("{name}.conv_shortcut"), x, out, false)?,
+        };
+        self.scaled_sum(h, shortcut, 1.0)
+    }
+
+    /// Two convolutions with norm and activation before each, the time embedding between them, and a shortcut.
     pub fn resnet(&mut self, name: &str, x: ValueId, r: Resnet) -> Result<ValueId, ConfigError> {
-        let groups = self.config.groups()?;
+        let act = self.config.act_fn;
         let c = self.graph.shape(x).channels();
-        let mut h = self.norm(&format!("{name}.norm1"), x, None, groups)?;
-        h = self.graph.silu(h)?;
+        let mut h = self.norm(&format!("{name}.norm1"), x, None, r.groups[0])?;
+        h = self.graph.activation(act, h)?;
         let mut shortcut = x;
-        if let Some(how) = r.resample {
-            h = self.resample(how, h)?;
-            shortcut = self.resample(how, x)?;
+        if let Some(resample) = r.resample {
+            h = self.graph.apply(resample.clone(), &[h])?;
+            shortcut = self.graph.apply(resample, &[x])?;
         }
         h = self.conv(&format!("{name}.conv1"), h, r.out, ConvGeometry::SAME_3X3)?;
 
-        let norm2 = format!("{name}.norm2");
-        match (self.config.resnet_time_scale_shift, self.activated_embedding) {
-            (TimeScaleShift::Default, Some(emb)) => {
+        let (norm2, emb) = (format!("{name}.norm2"), self.embedding().1);
+        match self.config.resnet_time_scale_shift {
+            TimeScaleShift::Default => {
                 let p = self.linear(&format!("{name}.time_emb_proj"), emb, r.out)?;
                 h = self.graph.apply(Op::AddPerImage, &[h, p])?;
-                h = self.norm(&norm2, h, None, groups)?;
+                h = self.norm(&norm2, h, None, r.groups[1])?;
             }
-            (TimeScaleShift::ScaleShift, Some(emb)) => {
+            TimeScaleShift::ScaleShift => {
                 let p = self.linear(&format!("{name}.time_emb_proj"), emb, 2 * r.out)?;
-                h = self.norm(&norm2, h, Some(p), groups)?;
+                h = self.norm(&norm2, h, Some(p), r.groups[1])?;
             }
-            (_, None) => unreachable!("the embedding is set before the first block"),
         }
-        h = self.graph.silu(h)?;
+        h = self.graph.activation(act, h)?;
         h = self.drop_out(h)?;
         h = self.conv(&format!("{name}.conv2"), h, r.out, ConvGeometry::SAME_3X3)?;
 
-        if c != r.out {
-            let name = format!("{name}.conv_shortcut");
-            self.graph.set_scope(&*name);
-            let weight = self.graph.param(ParamSpec::pointwise(format!("{name}.weight"), r.out, c));
-            let bias = self.vector(&name, "bias", r.out);
-            shortcut = self.graph.linear(shortcut, weight, Some(bias))?;
+        if c != r.out || r.project {
+            shortcut = self.pointwise(&format!("{name}.conv_shortcut"), shortcut, r.out, true)?;
         }
         self.scaled_sum(h, shortcut, r.scale)
     }

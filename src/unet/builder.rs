@@ -1,6 +1,6 @@
 //! The forward pass of the whole network.
 
-use super::blocks::{Attention, Builder, Resample, Resnet};
+use super::blocks::{Attention, Builder, Resnet};
 use super::{
     ClassEmbedding, ConfigError, DownBlock, ResamplerType, TimeEmbeddingType, TimeScaleShift, UNetConfig, UpBlock,
 };
@@ -67,7 +67,7 @@ pub fn build(graph: &mut Graph, config: &UNetConfig, inputs: UNetInputs) -> Resu
             detail: format!("{n} images of {h}x{w} at once are too many for this network; take a smaller batch"),
         });
     }
-    let network = Network { taps: Vec::new(), b: Builder::new(graph, config, inputs.dropout)?, config };
+    let network = Network { taps: Vec::new(), b: Builder::new(graph, config, inputs.dropout)?, config, image: None };
     network.forward(inputs)
 }
 
@@ -79,7 +79,7 @@ pub(super) fn encode(graph: &mut Graph, config: &UNetConfig, x: ValueId, t: Valu
     config.validate()?;
     let (h, w) = graph.shape(x).height_width();
     config.check_size(h, w)?;
-    let mut network = Network { taps: Vec::new(), b: Builder::new(graph, config, None)?, config };
+    let mut network = Network { taps: Vec::new(), b: Builder::new(graph, config, None)?, config, image: None };
     let inputs = UNetInputs { x, t, class: None, dropout: None };
     let embedding = network.embedding(&inputs)?;
     network.b.set_embedding(embedding)?;
@@ -89,18 +89,22 @@ pub(super) fn encode(graph: &mut Graph, config: &UNetConfig, x: ValueId, t: Valu
         h = network.down(level, h, &mut skips)?;
     }
     h = network.middle(h)?;
-    h = network.b.norm("conv_norm_out", h, None, config.groups()?)?;
+    let groups = config.groups(network.b.graph.shape(h).channels());
+    h = network.b.norm("conv_norm_out", h, None, groups)?;
     Ok(network.b.graph.silu(h)?)
 }
 
-struct Network<'a> {
-    b: Builder<'a>,
-    config: &'a UNetConfig,
+/// A network while it is built.
+pub(super) struct Network<'a> {
+    pub b: Builder<'a>,
+    pub config: &'a UNetConfig,
     taps: Vec<(String, ValueId)>,
+    /// The image that skip blocks carry beside the network.
+    pub image: Option<ValueId>,
 }
 
 impl Network<'_> {
-    fn tap(&mut self, name: impl Into<String>, value: ValueId) {
+    pub fn tap(&mut self, name: impl Into<String>, value: ValueId) {
         self.taps.push((name.into(), value));
     }
 
@@ -117,6 +121,7 @@ impl Network<'_> {
         let mut h = self.b.conv("conv_in", x, first, ConvGeometry::SAME_3X3)?;
         self.tap("conv_in", h);
         let mut skips = vec![h];
+        self.image = Some(x);
         for level in 0..cfg.block_out_channels.len() {
             h = self.down(level, h, &mut skips)?;
         }
@@ -126,13 +131,17 @@ impl Network<'_> {
         if cfg.mid_block_type.is_some() {
             h = self.middle(h)?;
         }
+        self.image = None;
         for level in 0..cfg.block_out_channels.len() {
             h = self.up(level, h, &mut skips)?;
         }
-        h = self.b.norm("conv_norm_out", h, None, cfg.groups()?)?;
+        h = self.b.norm("conv_norm_out", h, None, cfg.groups(first))?;
         self.tap("conv_norm_out", h);
         h = self.b.graph.silu(h)?;
         let mut out = self.b.conv("conv_out", h, cfg.out_channels, ConvGeometry::SAME_3X3)?;
+        if let Some(image) = self.image {
+            out = self.b.graph.add(out, image)?;
+        }
         if cfg.time_embedding_type == TimeEmbeddingType::Fourier {
             out = self.b.graph.apply(Op::DivideByTime, &[out, inputs.t])?;
         }
@@ -143,22 +152,8 @@ impl Network<'_> {
     fn embedding(&mut self, inputs: &UNetInputs) -> Result<ValueId, ConfigError> {
         let cfg = self.config;
         let e = cfg.embedding_width();
-        let time_scale = cfg.timestep_scale;
-        let sinusoids = |scale: f64| {
-            Op::TimeEmbedding(TimeEmbedding {
-                dim: cfg.sinusoid_width(),
-                flip_sin_to_cos: cfg.flip_sin_to_cos,
-                freq_shift: cfg.freq_shift,
-                scale,
-            })
-        };
-        let projected = match cfg.time_embedding_type {
-            TimeEmbeddingType::Positional => self.b.graph.apply(sinusoids(time_scale), &[inputs.t])?,
-            TimeEmbeddingType::Fourier => {
-                let w = self.b.graph.param(ParamSpec::plain("time_proj.weight", &[cfg.block_out_channels[0]]));
-                self.b.graph.apply(Op::FourierEmbedding, &[inputs.t, w])?
-            }
-        };
+        let table = self.time_table();
+        let projected = self.projected(inputs.t, cfg.timestep_scale, table)?;
         let time = self.b.mlp("time_embedding", projected, e)?;
         self.tap("time_embedding", time);
         let class = match (cfg.class_embed_type, cfg.num_class_embeds, inputs.class) {
@@ -168,7 +163,7 @@ impl Network<'_> {
                 self.b.graph.apply(Op::Embedding, &[table, index])?
             }
             (Some(ClassEmbedding::Timestep), _, Some(ClassInput::Value(v))) => {
-                let projected = self.b.graph.apply(sinusoids(1.0), &[v])?;
+                let projected = self.projected(v, 1.0, table)?;
                 self.b.mlp("class_embedding", projected, e)?
             }
             (Some(ClassEmbedding::Identity), _, Some(ClassInput::Value(v))) => v,
@@ -182,18 +177,67 @@ impl Network<'_> {
         Ok(self.b.graph.add(time, class)?)
     }
 
+    /// The parameter of the time embedding's first layer: frequencies or rows.
+    fn time_table(&mut self) -> Option<ValueId> {
+        let c0 = self.config.block_out_channels[0];
+        let dims = match (self.config.time_embedding_type, self.config.num_train_timesteps) {
+            (TimeEmbeddingType::Fourier, _) => vec![c0],
+            (TimeEmbeddingType::Learned, Some(rows)) => vec![rows, c0],
+            _ => return None,
+        };
+        Some(self.b.graph.param(ParamSpec::plain("time_proj.weight", &dims)))
+    }
+
+    /// The first layer of the time embedding, of times or of labels that are embedded as times are.
+    fn projected(&mut self, t: ValueId, scale: f64, table: Option<ValueId>) -> Result<ValueId, ConfigError> {
+        let cfg = self.config;
+        Ok(match (table, cfg.time_embedding_type, cfg.num_train_timesteps) {
+            (Some(table), TimeEmbeddingType::Learned, Some(count)) => {
+                let index = self.b.graph.apply(Op::TimestepIndex { count }, &[t])?;
+                self.b.graph.apply(Op::Embedding, &[table, index])?
+            }
+            (Some(frequencies), ..) => self.b.graph.apply(Op::FourierEmbedding, &[t, frequencies])?,
+            (None, ..) => {
+                let sinusoids = TimeEmbedding {
+                    dim: cfg.sinusoid_width(),
+                    flip_sin_to_cos: cfg.flip_sin_to_cos,
+                    freq_shift: cfg.freq_shift,
+                    scale,
+                };
+                self.b.graph.apply(Op::TimeEmbedding(sinusoids), &[t])?
+            }
+        })
+    }
+
     fn resnet(&mut self, name: &str, x: ValueId, out: usize, scale: f64) -> Result<ValueId, ConfigError> {
-        self.b.resnet(name, x, Resnet { out, scale, resample: None })
+        self.resampling_resnet(name, x, out, scale, None)
+    }
+
+    fn resampling_resnet(
+        &mut self,
+        name: &str,
+        x: ValueId,
+        out: usize,
+        scale: f64,
+        resample: Option<Op>,
+    ) -> Result<ValueId, ConfigError> {
+        let groups = [self.b.graph.shape(x).channels(), out].map(|c| self.config.groups(c));
+        self.b.resnet(name, x, Resnet { out, groups, scale, resample, project: false })
     }
 
     fn attention(&mut self, name: &str, x: ValueId, heads: Option<usize>) -> Result<ValueId, ConfigError> {
-        let groups = Some(self.config.groups()?);
+        let groups = Some(self.config.groups(self.b.graph.shape(x).channels()));
         self.b.attention(name, x, Attention { heads, groups, scale: 1.0 })
     }
 
     fn down(&mut self, level: usize, mut h: ValueId, skips: &mut Vec<ValueId>) -> Result<ValueId, ConfigError> {
         let cfg = self.config;
         let (kind, out) = (cfg.down_block_types[level], cfg.block_out_channels[level]);
+        match kind {
+            DownBlock::Skip | DownBlock::AttentionSkip => return self.skip_down(level, kind, h, skips),
+            DownBlock::K => return self.k_down(level, h, skips),
+            DownBlock::Plain | DownBlock::Attention | DownBlock::Resnet => {}
+        }
         let block = format!("down_blocks.{level}");
         for j in 0..cfg.layers_per_block {
             h = self.resnet(&format!("{block}.resnets.{j}"), h, out, 1.0)?;
@@ -207,8 +251,7 @@ impl Network<'_> {
                 || kind == DownBlock::Attention && cfg.downsample_type == ResamplerType::Resnet;
             let name = format!("{block}.downsamplers.0");
             h = if by_resnet {
-                let resample = Some(Resample::Down);
-                self.b.resnet(&name, h, Resnet { out, scale: 1.0, resample })?
+                self.resampling_resnet(&name, h, out, 1.0, Some(Op::AvgPool2x))?
             } else {
                 let pad = cfg.downsample_padding;
                 let geometry = ConvGeometry { kernel: (3, 3), stride: 2, padding: (pad, pad, 1, 1) };
@@ -228,7 +271,7 @@ impl Network<'_> {
         if cfg.add_attention {
             // Under scale_shift diffusers leaves the norm out unless it is given its own groups.
             let default = match cfg.resnet_time_scale_shift {
-                TimeScaleShift::Default => Some(cfg.groups()?),
+                TimeScaleShift::Default => Some(cfg.groups(out)),
                 TimeScaleShift::ScaleShift => None,
             };
             let groups = cfg.attn_norm_num_groups.or(default);
@@ -243,18 +286,32 @@ impl Network<'_> {
         Ok(h)
     }
 
+    /// The newest of the encoder's results beside h.
+    pub fn join(&mut self, block: &str, h: ValueId, skips: &mut Vec<ValueId>) -> Result<ValueId, ConfigError> {
+        // Each level pops what its mirror image pushed; K blocks push and pop less than the others.
+        let Some(skip) = skips.pop() else {
+            return Err(ConfigError::Invalid {
+                key: "up_block_types",
+                detail: format!("{block} takes more results than the encoder has left; K blocks go with K blocks"),
+            });
+        };
+        Ok(self.b.graph.apply(Op::Concat, &[h, skip])?)
+    }
+
     fn up(&mut self, level: usize, mut h: ValueId, skips: &mut Vec<ValueId>) -> Result<ValueId, ConfigError> {
         let cfg = self.config;
         let levels = cfg.block_out_channels.len();
         let (kind, out) = (cfg.up_block_types[level], cfg.block_out_channels[levels - 1 - level]);
+        match kind {
+            UpBlock::Skip | UpBlock::AttentionSkip => return self.skip_up(level, kind, h, skips),
+            UpBlock::K => return self.k_up(level, h, skips),
+            UpBlock::Plain | UpBlock::Attention | UpBlock::Resnet => {}
+        }
         let first = level * (cfg.layers_per_block + 1);
         let heads = cfg.decoder_attention_heads.or(cfg.attention_heads);
         let block = format!("up_blocks.{level}");
         for j in 0..=cfg.layers_per_block {
-            // Each level pops exactly what its mirror image pushed, so the stack cannot run dry.
-            if let Some(skip) = skips.pop() {
-                h = self.b.graph.apply(Op::Concat, &[h, skip])?;
-            }
+            h = self.join(&block, h, skips)?;
             h = self.resnet(&format!("{block}.resnets.{j}"), h, out, 1.0)?;
             if kind == UpBlock::Attention {
                 h = self.attention(&format!("{block}.attentions.{j}"), h, heads)?;
@@ -268,8 +325,7 @@ impl Network<'_> {
                 kind == UpBlock::Resnet || kind == UpBlock::Attention && cfg.upsample_type == ResamplerType::Resnet;
             let name = format!("{block}.upsamplers.0");
             h = if by_resnet {
-                let resample = Some(Resample::Up);
-                self.b.resnet(&name, h, Resnet { out, scale: 1.0, resample })?
+                self.resampling_resnet(&name, h, out, 1.0, Some(Op::Upsample2x))?
             } else {
                 h = self.b.graph.apply(Op::Upsample2x, &[h])?;
                 self.b.conv(&format!("{name}.conv"), h, out, ConvGeometry::SAME_3X3)?

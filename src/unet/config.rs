@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::ConfigError;
+use super::{ConfigError, DownBlock, UpBlock};
+use crate::graph::Activation;
 
 /// Side length of the images, or height and width.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -15,34 +16,6 @@ pub enum SampleSize {
     HeightWidth([usize; 2]),
 }
 
-/// A block of the encoder.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum DownBlock {
-    /// Residual blocks and a strided convolution.
-    #[serde(rename = "DownBlock2D")]
-    Plain,
-    /// The same with attention after each residual block.
-    #[serde(rename = "AttnDownBlock2D")]
-    Attention,
-    /// Residual blocks and a residual block that pools.
-    #[serde(rename = "ResnetDownsampleBlock2D")]
-    Resnet,
-}
-
-/// A block of the decoder.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum UpBlock {
-    /// Residual blocks, then nearest-neighbour upsampling and a convolution.
-    #[serde(rename = "UpBlock2D")]
-    Plain,
-    /// The same with attention after each residual block.
-    #[serde(rename = "AttnUpBlock2D")]
-    Attention,
-    /// Residual blocks and a residual block that upsamples.
-    #[serde(rename = "ResnetUpsampleBlock2D")]
-    Resnet,
-}
-
 /// How the timestep enters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -52,6 +25,8 @@ pub enum TimeEmbeddingType {
     Positional,
     /// Sinusoids of ln t at fixed random frequencies; t is a noise level, and the output is divided by it.
     Fourier,
+    /// A row of a table for each of `num_train_timesteps` timesteps.
+    Learned,
 }
 
 /// How the time embedding acts inside a residual block.
@@ -126,11 +101,12 @@ pub struct UNetConfig {
     pub upsample_type: ResamplerType,
     /// Dropout in residual blocks, while training.
     pub dropout: f64,
-    /// Activation of the residual blocks.
-    pub act_fn: String,
+    /// Activation of the residual blocks; everything else has SiLU.
+    #[serde(deserialize_with = "any_case")]
+    pub act_fn: Activation,
     /// Channels of an attention head; all of them when absent.
     pub attention_head_dim: Option<usize>,
-    /// Groups of the group norms.
+    /// Groups of the group norms; of a network of skip blocks `min(C / 4, 32)` when absent.
     pub norm_num_groups: Option<usize>,
     /// Groups of the norm before the middle attention.
     pub attn_norm_num_groups: Option<usize>,
@@ -144,6 +120,8 @@ pub struct UNetConfig {
     pub class_embed_type: Option<ClassEmbedding>,
     /// Rows of the class embedding.
     pub num_class_embeds: Option<usize>,
+    /// Rows of a learned time embedding.
+    pub num_train_timesteps: Option<usize>,
     /// The class that stands for "no class" in classifier-free guidance. A key of ours: diffusers has no such rule.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub null_class: Option<usize>,
@@ -194,7 +172,7 @@ impl Default for UNetConfig {
             downsample_type: ResamplerType::Conv,
             upsample_type: ResamplerType::Conv,
             dropout: 0.0,
-            act_fn: "silu".into(),
+            act_fn: Activation::Silu,
             attention_head_dim: Some(8),
             norm_num_groups: Some(32),
             attn_norm_num_groups: None,
@@ -203,6 +181,7 @@ impl Default for UNetConfig {
             add_attention: true,
             class_embed_type: None,
             num_class_embeds: None,
+            num_train_timesteps: None,
             null_class: None,
             sinusoid_width: None,
             attention_heads: None,
@@ -223,8 +202,8 @@ const MAX_EMBEDDING: usize = 1 << 16;
 const MAX_CLASSES: usize = 1 << 24;
 const MAX_SIDE: usize = 1 << 13;
 
-const BLOCKS: &str = "DownBlock2D, AttnDownBlock2D, ResnetDownsampleBlock2D / \
-                      UpBlock2D, AttnUpBlock2D, ResnetUpsampleBlock2D";
+const BLOCKS: &str = "DownBlock2D, AttnDownBlock2D, ResnetDownsampleBlock2D, SkipDownBlock2D, AttnSkipDownBlock2D, KDownBlock2D / \
+                      UpBlock2D, AttnUpBlock2D, ResnetUpsampleBlock2D, SkipUpBlock2D, AttnSkipUpBlock2D, KUpBlock2D";
 
 impl UNetConfig {
     /// The defaults, but with a value for every key that is left out where it says nothing.
@@ -309,22 +288,20 @@ impl UNetConfig {
             ("sinusoid_width", self.sinusoid_width.unwrap_or(1), MAX_EMBEDDING),
             ("attention_heads", self.attention_heads.unwrap_or(1), MAX_WIDTH),
             ("decoder_attention_heads", self.decoder_attention_heads.unwrap_or(1), MAX_WIDTH),
+            ("num_train_timesteps", self.num_train_timesteps.unwrap_or(1), MAX_CLASSES),
         ] {
             if value == 0 || value > max {
                 return invalid(key, format!("{value} is not in 1..={max}"));
             }
         }
-        let groups = self.groups()?;
         for &c in &self.block_out_channels {
             if c == 0 || c > MAX_WIDTH {
                 return invalid("block_out_channels", format!("{c} is not in 1..={MAX_WIDTH}"));
             }
-            if c % groups != 0 {
-                return invalid(
-                    "block_out_channels",
-                    format!("{c} channels do not divide into norm_num_groups = {groups} groups"),
-                );
-            }
+        }
+        self.check_blocks()?;
+        if self.time_embedding_type == TimeEmbeddingType::Learned && self.num_train_timesteps.is_none() {
+            return invalid("num_train_timesteps", "is needed with time_embedding_type = learned".into());
         }
         if !(0.0..1.0).contains(&self.dropout) {
             return invalid("dropout", format!("{} is not in [0, 1)", self.dropout));
@@ -402,16 +379,9 @@ impl UNetConfig {
         })
     }
 
-    /// Groups of the group norms.
-    ///
-    /// # Errors
-    /// [`ConfigError::Unsupported`] where the key is null or 0.
-    pub fn groups(&self) -> Result<usize, ConfigError> {
-        self.norm_num_groups.filter(|&g| g > 0).ok_or_else(|| ConfigError::Unsupported {
-            key: "norm_num_groups".into(),
-            value: format!("{:?}", self.norm_num_groups),
-            supported: "a positive number",
-        })
+    /// Groups of a group norm over `channels` channels, where a block has no rule of its own.
+    pub fn groups(&self, channels: usize) -> usize {
+        self.norm_num_groups.unwrap_or((channels / 4).min(32))
     }
 
     /// Channels of x_t: those of the input without a condition's.
@@ -442,8 +412,7 @@ fn unsupported(key: &str, value: &Value, supported: &'static str) -> ConfigError
 
 /// Keys that nobody knows, with their values: what they ask for would be left undone without a word.
 fn unknown_keys(map: &Map<String, Value>, known: &Value) -> Vec<String> {
-    // Diffusers reads it for learned time embeddings alone, which are refused by their own key.
-    let harmless = |key: &str| key.starts_with('_') || key == "num_train_timesteps";
+    let harmless = |key: &str| key.starts_with('_');
     let unset = |value: &Value| value.is_null() || *value == Value::Bool(false);
     let unknown = map.iter().filter(|(key, value)| known.get(key).is_none() && !harmless(key) && !unset(value));
     unknown.map(|(key, value)| format!("{key} = {value}")).collect()
@@ -504,22 +473,32 @@ fn check_enums(map: &Map<String, Value>) -> Result<(), ConfigError> {
         }
     }
     let choices: [(&str, &[&str], &'static str); 7] = [
-        ("time_embedding_type", &["positional", "fourier"], "positional, fourier"),
+        ("time_embedding_type", &["positional", "fourier", "learned"], "positional, fourier, learned"),
         ("resnet_time_scale_shift", &["default", "scale_shift"], "default, scale_shift"),
         ("downsample_type", &["conv", "resnet"], "conv, resnet"),
         ("upsample_type", &["conv", "resnet"], "conv, resnet"),
         ("class_embed_type", &["timestep", "identity"], "timestep, identity, null"),
         ("mid_block_type", &["UNetMidBlock2D"], "UNetMidBlock2D, null"),
-        ("act_fn", &["silu", "swish"], "silu"),
+        ("act_fn", &["silu", "swish", "mish", "gelu", "relu"], "silu, swish, mish, gelu, relu"),
     ];
     for (key, accepted, supported) in choices {
         if let Some(value) = map.get(key).filter(|v| !v.is_null())
-            && !value.as_str().is_some_and(|s| accepted.contains(&s))
+            && !value.as_str().is_some_and(|s| accepted.contains(&lowered(key, s).as_str()))
         {
             return Err(unsupported(key, value, supported));
         }
     }
     Ok(())
+}
+
+/// The name of an activation function may be written in capitals.
+fn lowered(key: &str, value: &str) -> String {
+    if key == "act_fn" { value.to_lowercase() } else { value.into() }
+}
+
+fn any_case<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Activation, D::Error> {
+    let name = String::deserialize(deserializer)?.to_lowercase();
+    serde_json::from_value(Value::String(name)).map_err(serde::de::Error::custom)
 }
 
 /// Keys for which null means something other than the default.

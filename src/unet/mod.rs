@@ -2,10 +2,14 @@
 
 mod blocks;
 mod builder;
+mod check;
 mod classifier;
 mod config;
 mod init;
+mod k_blocks;
+mod kinds;
 pub mod presets;
+mod skip_blocks;
 
 use thiserror::Error;
 
@@ -13,10 +17,9 @@ pub use builder::{ClassInput, DropoutInputs, UNetInputs, UNetOutputs, build};
 pub use classifier::{
     CLASSIFIER_PREFIX, ClassifierConfig, ClassifierPool, ClassifierValues, build_classifier, build_classifier_gradient,
 };
-pub use config::{
-    ClassEmbedding, DownBlock, ResamplerType, SampleSize, TimeEmbeddingType, TimeScaleShift, UNetConfig, UpBlock,
-};
+pub use config::{ClassEmbedding, ResamplerType, SampleSize, TimeEmbeddingType, TimeScaleShift, UNetConfig};
 pub use init::initial_weights;
+pub use kinds::{DownBlock, UpBlock};
 
 use crate::graph::GraphError;
 

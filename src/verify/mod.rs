@@ -155,6 +155,7 @@ fn report(case: &Case, check: case::Check, backend: &dyn Backend) -> CheckReport
         "sample" | "sample_cfg" => network::sample(case, check, backend),
         "invert" => network::invert(case, check, backend),
         "repaint" => editing::repaint(case, check, backend),
+        "sde_ve" => network::score_sde(case, check, backend),
         "grad" => training::gradients(case, check, backend),
         "train" => training::steps(case, check, backend),
         "vlb" if check.value("diffusion").is_object() => adm::bound(case, check, backend),

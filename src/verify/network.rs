@@ -126,7 +126,7 @@ impl Run<'_> {
         x.iter_mut().for_each(|v| *v = (f64::from(*v) * table.init_noise_sigma) as f32);
         let options = SamplingOptions {
             table: Arc::new(table),
-            guidance: self.guidance.as_ref().map(|guidance| guidance.scale),
+            guidance: self.guidance.as_ref().map(|guidance| guidance.scale.into()),
             noise: if noise.is_some() { NoiseSource::Given } else { NoiseSource::Philox },
             levels: Levels::Rounded,
             classifier: self
@@ -245,6 +245,40 @@ pub(super) fn sample(case: &Case, check: Check, backend: &dyn Backend) -> Result
     let (x, worst) = run.compared(table, check.images("x_T")?, noise.as_deref())?;
     let tolerance = check.get("tol_rel_fp32")?;
     Ok(worst.worse(Measured::new(relative_error(&x, &check.output("x_0")?), tolerance, "x_0")))
+}
+
+/// The VE sampler with its corrector: the mean of its last step, and the states after the predictors.
+pub(super) fn score_sde(case: &Case, check: Check, backend: &dyn Backend) -> Result<Measured, VerifyError> {
+    let scheduler = sampler(check)?;
+    let table = StepTable::build(&scheduler, check.get("num_inference_steps")?, 0.0)?;
+    let rows = 1 + scheduler.score_sde.correct_steps;
+    let levels: Vec<f64> = table.rows.iter().step_by(rows).map(|row| f64::from(row.timestep)).collect();
+    let expected: Vec<f64> = check.get("sigmas")?;
+    if levels.len() != expected.len() || relative_error(&levels, &expected) > 1e-6 {
+        return Err(check.error(format!("noise levels {levels:?} instead of {expected:?}")));
+    }
+    let tolerance = check.get("tol_rel_fp32")?;
+    let (kept, trajectory): (Vec<usize>, _) = (check.get("trajectory_steps")?, check.output("trajectory")?);
+    let (noise, last_std) = (check.input("noise")?.1, table.rows.last().map_or(0.0, |row| row.s));
+    let mut states = Vec::new();
+    let run = Run { case, check, backend, guidance: None, guide: None };
+    let draws = step_images(check, "noise")?;
+    let mean = run.steps(table, check.images("x_T")?, Some(&draws), &mut |row, x| {
+        if (row + 1) % rows == 0 && kept.contains(&(row / rows)) {
+            states.push(x.to_vec());
+        }
+    })?;
+    // The recorded state after the last step has its noise, the sampler's result has not.
+    if let Some(last) = states.last_mut().filter(|_| kept.last() == Some(&(levels.len() - 1))) {
+        let z = &noise[noise.len() - mean.len()..];
+        last.iter_mut().zip(z).for_each(|(x, z)| *x += last_std * z);
+    }
+    let image: Vec<f64> = mean.iter().map(|x| x.clamp(0.0, 1.0)).collect();
+    let measured = |key: &str, actual: &[f64]| {
+        Ok::<_, VerifyError>(Measured::new(relative_error(actual, &check.output(key)?), tolerance, key))
+    };
+    let states = Measured::new(relative_error(&states.concat(), &trajectory), tolerance, "states after the predictors");
+    Ok(states.worse(measured("mean", &mean)?).worse(measured("image", &image)?))
 }
 
 /// DDIM inversion of an image, and DDIM back from its latent.

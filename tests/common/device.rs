@@ -7,7 +7,7 @@ use warpdiff::backend::gpu::driver::{DevicePtr, Driver, DriverError, Swizzle, Te
 use warpdiff::backend::gpu::launch::{Args, Config, Launch};
 use warpdiff::backend::gpu::{Gpu, Replay};
 use warpdiff::backend::{Backend, Executable, Precision};
-use warpdiff::graph::{DType, Graph, Op, Plan, ValueId};
+use warpdiff::graph::{Activation, DType, Graph, Op, Plan, ValueId};
 use warpdiff::rng::{Sequence, Stream};
 
 /// `struct MapArgs` of `kernels/elementwise/map.cu`.
@@ -235,7 +235,7 @@ fn loop_on(driver: &Arc<dyn Driver>, precision: Precision, replay: Replay) -> (B
     let x = graph.state("x", [1, 3, 5, 7], DType::Act);
     let b = graph.input("b", [1, 3, 5, 7], DType::Act);
     let sum = graph.apply(Op::Add, &[x, b]).unwrap();
-    let next = graph.apply(Op::Silu, &[sum]).unwrap();
+    let next = graph.apply(Op::Activation(Activation::Silu), &[sum]).unwrap();
     graph.bind(next, x);
     let mut exe = Gpu::new(Arc::clone(driver), precision).with_replay(replay).compile(Plan::new(graph)).unwrap();
     exe.write_f32(x, &normals(105, 4)).unwrap();

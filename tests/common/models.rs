@@ -6,10 +6,10 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use warpdiff::backend::{Executable, Store};
 use warpdiff::diffusion::{BetaConfig, SamplerKind, SchedulerConfig, VarianceType};
-use warpdiff::graph::{ParamId, ParamSpec};
+use warpdiff::graph::{Activation, ParamId, ParamSpec};
 use warpdiff::model::save_model;
 use warpdiff::program::{Batch, ForwardProgram};
-use warpdiff::unet::{DownBlock, SampleSize, UNetConfig, UpBlock, initial_weights};
+use warpdiff::unet::{DownBlock, SampleSize, TimeEmbeddingType, UNetConfig, UpBlock, initial_weights};
 
 /// 8x8, one channel, two levels of 8 channels; three classes and a null class.
 pub fn tiny() -> UNetConfig {
@@ -59,6 +59,46 @@ pub fn oblong() -> UNetConfig {
         down_block_types: vec![DownBlock::Resnet, DownBlock::Attention, DownBlock::Plain],
         up_block_types: vec![UpBlock::Plain, UpBlock::Attention, UpBlock::Resnet],
         resnet_time_scale_shift: warpdiff::unet::TimeScaleShift::ScaleShift,
+        ..tiny()
+    }
+}
+
+/// 4x4 in three channels: an image beside the network, with attention at the coarser level.
+pub fn skip() -> UNetConfig {
+    UNetConfig {
+        sample_size: Some(SampleSize::Side(4)),
+        in_channels: 3,
+        out_channels: 3,
+        block_out_channels: vec![32, 32],
+        down_block_types: vec![DownBlock::Skip, DownBlock::AttentionSkip],
+        up_block_types: vec![UpBlock::AttentionSkip, UpBlock::Skip],
+        norm_num_groups: None,
+        attention_head_dim: Some(16),
+        ..tiny()
+    }
+}
+
+/// 4x4, two residual blocks a level, the time embedding in norms without parameters.
+pub fn conditioned_norms() -> UNetConfig {
+    UNetConfig {
+        sample_size: Some(SampleSize::Side(4)),
+        block_out_channels: vec![32, 64],
+        layers_per_block: 2,
+        down_block_types: vec![DownBlock::K, DownBlock::K],
+        up_block_types: vec![UpBlock::K, UpBlock::K],
+        act_fn: Activation::Gelu,
+        attention_head_dim: Some(32),
+        ..tiny()
+    }
+}
+
+/// 4x4, a table of a thousand timesteps.
+pub fn learned_times() -> UNetConfig {
+    UNetConfig {
+        sample_size: Some(SampleSize::Side(4)),
+        time_embedding_type: TimeEmbeddingType::Learned,
+        num_train_timesteps: Some(1000),
+        act_fn: Activation::Mish,
         ..tiny()
     }
 }

@@ -10,7 +10,7 @@ use crate::common::{Case, build};
 
 #[test]
 fn maps_match_the_reference() {
-    check_families(&["silu", "add", "affine", "to_act", "repeat_batch"], 40);
+    check_families(&["silu", "mish", "gelu", "relu", "add", "affine", "to_act", "repeat_batch", "constant"], 60);
 }
 
 #[test]

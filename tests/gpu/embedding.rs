@@ -13,7 +13,7 @@ use crate::common::{Case, results};
 
 #[test]
 fn embeddings_match_the_reference() {
-    check_families(&["time_embedding", "fourier_embedding", "embedding"], 10);
+    check_families(&["time_embedding", "fourier_embedding", "timestep_index", "embedding"], 12);
 }
 
 /// Repeated, missing and last rows; more indices than a warp has lanes; more columns than a block has threads.

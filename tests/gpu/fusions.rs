@@ -5,7 +5,7 @@ use std::cell::Cell;
 
 use warpdiff::backend::gpu::{Fusions, Gpu};
 use warpdiff::backend::{Backend, BackendError, Executable, Precision, Store};
-use warpdiff::graph::{ConvGeometry, DType, Epilogue, Graph, Op, ParamId, ParamSpec, Plan, ValueId};
+use warpdiff::graph::{Activation, ConvGeometry, DType, Epilogue, Graph, Op, ParamId, ParamSpec, Plan, ValueId};
 use warpdiff::program::{Batch, ForwardProgram};
 use warpdiff::reference::Reference;
 use warpdiff::rng::{Sequence, Stream};
@@ -192,7 +192,7 @@ fn concatenations_are_read_from_their_parts() {
             let (x, y) = (net.input(&[h, w, a]), net.input(&[h, w, b]));
             let joined = net.op(Op::Concat, &[x, y]);
             let normed = net.norm(joined, groups);
-            let normed = net.op(Op::Silu, &[normed]);
+            let normed = net.op(Op::Activation(Activation::Silu), &[normed]);
             let convolved = net.conv(normed, 40, i);
             let shortcut = net.linear(joined, 72, 1);
             let direct = net.conv(joined, 48, 2);

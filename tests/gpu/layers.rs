@@ -1,7 +1,7 @@
 //! Linear layers that read the same vectors run as one launch.
 
 use warpdiff::backend::{Backend, Precision, Store};
-use warpdiff::graph::{DType, Graph, Op, ParamId, ParamSpec, Plan, ValueId, fuse::fuse};
+use warpdiff::graph::{Activation, DType, Graph, Op, ParamId, ParamSpec, Plan, ValueId, fuse::fuse};
 
 use super::graphs::{Measured, held_by_bf16, judge, normals, on_devices};
 
@@ -24,7 +24,7 @@ impl Layers {
             let w = graph.param(ParamSpec::plain(format!("w{i}"), &[columns, depth]));
             let bias = (i % 2 == 0).then(|| graph.param(ParamSpec::plain(format!("b{i}"), &[columns])));
             let y = graph.linear(x, w, bias).unwrap();
-            results.extend([y, graph.apply(Op::Silu, &[y]).unwrap()]);
+            results.extend([y, graph.apply(Op::Activation(Activation::Silu), &[y]).unwrap()]);
         }
         results.iter().for_each(|&v| graph.keep(v));
         fuse(&mut graph);

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use warpdiff::backend::{Backend, BackendError, Executable, Precision};
 use warpdiff::diffusion::{
-    BetaConfig, Clip, Keep, LearnedVariance, PredictionType, SamplerKind, SchedulerConfig, StepRow, StepTable,
-    VarianceType,
+    BetaConfig, Clip, Guidance, Keep, LearnedVariance, PredictionType, SamplerKind, SchedulerConfig, StepRow,
+    StepTable, VarianceType,
 };
 use warpdiff::graph::op::SamplerStep;
 use warpdiff::graph::{DType, Graph, NoiseSource, Op, Plan, ValueId};
@@ -53,7 +53,7 @@ struct Setting {
     table: Arc<StepTable>,
     shape: [usize; 4],
     model_channels: usize,
-    guidance: Option<f64>,
+    guidance: Option<Guidance>,
     noise: NoiseSource,
     levels: Levels,
 }
@@ -226,7 +226,9 @@ fn all_variants_of_a_step_match_the_reference() {
     ];
     for clip in clips {
         for learned_variance in [None, Some(LearnedVariance::Direct), Some(LearnedVariance::LogRange)] {
-            for (guidance, noise) in [(None, NoiseSource::Given), (Some(2.5), NoiseSource::Philox)] {
+            for (guidance, noise) in
+                [(None, NoiseSource::Given), (Some(Guidance { scale: 2.5, rescale: 0.6 }), NoiseSource::Philox)]
+            {
                 let table = StepTable { rows: rows(-0.3), clip, learned_variance, ..StepTable::default() };
                 for shape in [[2, 3, 5, 3], [3, 2, 4, 1]] {
                     let setting = Setting { guidance, noise, ..Setting::new(table.clone(), shape) };
@@ -252,7 +254,7 @@ fn history_matches_the_reference() {
             (Clip::Range(1.25), Some(LearnedVariance::LogRange)),
             (Clip::Dynamic { ratio: 0.9, max_value: 3.0 }, None),
         ] {
-            for (guidance, noise) in [(None, NoiseSource::Given), (Some(2.5), NoiseSource::Philox)] {
+            for (guidance, noise) in [(None, NoiseSource::Given), (Some(2.5.into()), NoiseSource::Philox)] {
                 let table = StepTable { rows: rows.clone(), clip, learned_variance, ..StepTable::default() };
                 for shape in [[2, 3, 5, 3], [3, 2, 4, 1], [1, 1, 1, 1]] {
                     let setting = Setting { guidance, noise, ..Setting::new(table.clone(), shape) };
@@ -267,7 +269,7 @@ fn history_matches_the_reference() {
 #[test]
 fn variance_channels_may_be_left_unread() {
     let table = StepTable { rows: rows(0.0), clip: Clip::Range(1.0), ..StepTable::default() };
-    let setting = Setting { model_channels: 6, guidance: Some(1.5), ..Setting::new(table, [2, 3, 5, 3]) };
+    let setting = Setting { model_channels: 6, guidance: Some(1.5.into()), ..Setting::new(table, [2, 3, 5, 3]) };
     judge("unread variance", |backend| setting.run(backend));
 }
 
@@ -322,7 +324,10 @@ fn levels_and_borders() -> Vec<f32> {
     for k in 0..=510u16 {
         // Every second one is where a byte is cut down, the others where it is rounded to another.
         let value = f32::from(k) / 255.0 - 1.0;
-        values.extend([value, value.next_up(), value.next_down()]);
+        // Of data in [-1, 1] and in [0, 1].
+        for value in [value, f32::from(k) / 510.0] {
+            values.extend([value, value.next_up(), value.next_down()]);
+        }
     }
     values
 }
@@ -333,9 +338,9 @@ fn pictures_are_rounded_or_cut_down_as_files_are() {
     let row = StepRow { c_x0x: 1.0, a: 0.5, b: 0.5, ..StepRow::default() };
     let table = StepTable { rows: vec![row], ..StepTable::default() };
     let values = levels_and_borders();
-    let rounded = [[1, 20, 77, 1], [3, 1, 1, 515], [257, 1, 2, 3], [1, 1, 1, 1]].map(|shape| (shape, Levels::Rounded));
-    let truncated = [[1, 20, 77, 1], [3, 1, 1, 515]].map(|shape| (shape, Levels::Truncated));
-    for (shape, levels) in rounded.into_iter().chain(truncated) {
+    let rounded = [[1, 40, 77, 1], [6, 1, 1, 515], [513, 1, 2, 3], [1, 1, 1, 1]].map(|shape| (shape, Levels::Rounded));
+    let others = [Levels::Truncated, Levels::Unit].map(|levels| [[1, 40, 77, 1], [6, 1, 1, 515]].map(|s| (s, levels)));
+    for (shape, levels) in rounded.into_iter().chain(others.into_iter().flatten()) {
         let setting = Setting { levels, ..Setting::new(table.clone(), shape) };
         let mut x = values.clone();
         x.resize(setting.elements(), 0.5);
@@ -371,7 +376,7 @@ fn bytes_are_read_as_bytes_and_nothing_else_is() {
 fn large_images_are_thresholded_after_guidance() {
     let clip = Clip::Dynamic { ratio: 0.95, max_value: 10.0 };
     let table = StepTable { rows: rows(0.0)[..1].to_vec(), clip, ..StepTable::default() };
-    let setting = Setting { guidance: Some(3.0), ..Setting::new(table, [2, 79, 70, 3]) };
+    let setting = Setting { guidance: Some(3.0.into()), ..Setting::new(table, [2, 79, 70, 3]) };
     judge("large images", |backend| setting.run(backend));
 }
 

@@ -258,7 +258,8 @@ impl CpuExecutable {
             op => {
                 let third = if node.inputs.len() > 2 { inp(2) } else { Span::NONE };
                 let ([a, b, c], [y]) = self.memory.split([inp(0), inp(1), third], [out(0)]);
-                let shapes = pointwise::Shapes { x: shape(node.inputs[0]), out: shape(node.outputs[0]) };
+                let first = node.inputs.first().unwrap_or(&node.outputs[0]);
+                let shapes = pointwise::Shapes { x: shape(*first), out: shape(node.outputs[0]) };
                 pointwise::run(op, shapes, [a, b, c], y);
             }
         }

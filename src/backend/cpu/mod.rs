@@ -3,10 +3,12 @@
 //! Every kernel gives the same bits for the same image whatever the batch size and the thread count: the order in which
 //! the terms of one output element are added depends only on the geometry of one image.
 
+mod activation;
 mod attention;
 mod classifier;
 pub mod conv;
 mod executor;
+mod fir;
 pub mod gemm;
 mod layers;
 mod lines;

@@ -1,9 +1,9 @@
 //! Operations that move, add or map elements; each is bound by memory.
 
-use multiversion::multiversion;
 use rayon::prelude::*;
 
-use super::math::{sigmoid, silu_slope};
+use super::activation;
+use super::fir::Axis;
 use crate::graph::op::TimeEmbedding;
 use crate::graph::{Op, Shape};
 use crate::rng::{Sequence, Stream};
@@ -31,6 +31,11 @@ pub(super) fn run(op: &Op, s: Shapes, [a, b, c]: [&[f32]; 3], y: &mut [f32]) {
                 (sin[k], cos[k]) = (angle.sin() as f32, angle.cos() as f32);
             }
         }),
+        Op::TimestepIndex { count } => {
+            let last = (count - 1) as f32;
+            let index = bytemuck::cast_slice_mut::<f32, u32>(y);
+            index.iter_mut().zip(a).for_each(|(i, t)| *i = t.round_ties_even().clamp(0.0, last) as u32);
+        }
         Op::Embedding => {
             for (row, index) in y.chunks_mut(channels).zip(bytemuck::cast_slice::<f32, u32>(b)) {
                 row.copy_from_slice(&a[*index as usize * channels..][..channels]);
@@ -50,8 +55,18 @@ pub(super) fn run(op: &Op, s: Shapes, [a, b, c]: [&[f32]; 3], y: &mut [f32]) {
         Op::Upsample2xGrad => rows(s.out, y, |r, row| patch(a, s.x, r, 1.0, row)),
         Op::AvgPool2x => rows(s.out, y, |r, row| patch(a, s.x, r, 0.25, row)),
         Op::Fir(f) => {
-            let weights = f.weights().map(|w| w as f32);
-            rows(s.out, y, |r, row| fir(f.up, &weights, a, s.x, r, row));
+            let ((h, w), (from_h, from_w)) = (s.out.height_width(), s.x.height_width());
+            let (along_h, along_w) = (Axis::new(f, from_h, h), Axis::new(f, from_w, w));
+            rows(s.out, y, |r, row| {
+                row.fill(0.0);
+                for (h, row_weight) in along_h.taps(r.h) {
+                    for (w, weight) in along_w.taps(r.w) {
+                        let from = pixel(a, s.x, Pixel { n: r.n, h, w });
+                        let weight = row_weight * weight;
+                        row.iter_mut().zip(from).for_each(|(y, x)| *y += weight * x);
+                    }
+                }
+            });
         }
         Op::Concat => {
             let (ca, cb) = (s.x.channels(), channels - s.x.channels());
@@ -64,8 +79,8 @@ pub(super) fn run(op: &Op, s: Shapes, [a, b, c]: [&[f32]; 3], y: &mut [f32]) {
             let c = s.x.channels();
             by_rows(y, *len, |r, row| row.copy_from_slice(&a[r * c + start..][..*len]));
         }
-        Op::Silu => by_chunks(y, a, a, silu),
-        Op::SiluGrad => by_chunks(y, a, b, silu_grad),
+        Op::Activation(f) => by_chunks(y, a, a, activation::forward(*f)),
+        Op::ActivationGrad(f) => by_chunks(y, a, b, activation::gradient(*f)),
         Op::Add => by_chunks(y, a, b, |y, a, b| y.iter_mut().zip(a).zip(b).for_each(|((y, a), b)| *y = a + b)),
         Op::AddPerImage => by_rows(y, channels, |r, row| {
             let vector = &b[r / s.out.pixels() * channels..][..channels];
@@ -102,6 +117,7 @@ pub(super) fn run(op: &Op, s: Shapes, [a, b, c]: [&[f32]; 3], y: &mut [f32]) {
                 }
             });
         }
+        Op::Constant { value, .. } => y.fill(*value as f32),
         Op::ToAct => by_chunks(y, a, a, |y, a, _| y.copy_from_slice(a)),
         Op::RepeatBatch => {
             let (first, second) = y.split_at_mut(a.len());
@@ -157,45 +173,6 @@ fn patch(x: &[f32], shape: Shape, p: Pixel, scale: f32, out: &mut [f32]) {
     let (a, b, c, d) = (at(0, 0), at(0, 1), at(1, 0), at(1, 1));
     for (k, y) in out.iter_mut().enumerate() {
         *y = scale * ((a[k] + b[k]) + (c[k] + d[k]));
-    }
-}
-
-/// The pixels of one axis of length `len` that a filtered pixel `o` is made of, with their weights.
-fn taps(up: bool, weights: &[f32; 4], o: usize, len: usize) -> impl Iterator<Item = (usize, f32)> {
-    weights.iter().enumerate().filter_map(move |(i, w)| {
-        let at = if up {
-            (o + i).checked_sub(2).filter(|p| p.is_multiple_of(2))? / 2
-        } else {
-            (2 * o + i).checked_sub(1)?
-        };
-        (at < len).then_some((at, *w))
-    })
-}
-
-/// One pixel of a filtered image.
-fn fir(up: bool, weights: &[f32; 4], x: &[f32], shape: Shape, p: Pixel, out: &mut [f32]) {
-    let (h, w) = shape.height_width();
-    out.fill(0.0);
-    for (row, row_weight) in taps(up, weights, p.h, h) {
-        for (column, weight) in taps(up, weights, p.w, w) {
-            let weight = row_weight * weight;
-            let from = pixel(x, shape, Pixel { n: p.n, h: row, w: column });
-            out.iter_mut().zip(from).for_each(|(y, x)| *y += weight * x);
-        }
-    }
-}
-
-#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2+fma"))]
-fn silu(y: &mut [f32], x: &[f32], _: &[f32]) {
-    for (y, x) in y.iter_mut().zip(x) {
-        *y = x * sigmoid(*x);
-    }
-}
-
-#[multiversion(targets("x86_64+avx512f+avx512vl+avx512dq+avx512bw", "x86_64+avx2+fma"))]
-fn silu_grad(y: &mut [f32], dy: &[f32], x: &[f32]) {
-    for ((y, dy), x) in y.iter_mut().zip(dy).zip(x) {
-        *y = dy * silu_slope(*x);
     }
 }
 

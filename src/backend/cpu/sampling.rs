@@ -3,8 +3,9 @@
 use rayon::iter::Either;
 use rayon::prelude::*;
 
+use crate::diffusion::score_sde::norm;
 use crate::diffusion::step_table::StepInput;
-use crate::diffusion::{Clip, StepRow};
+use crate::diffusion::{Clip, NormScope, StepRow};
 use crate::graph::op::{NoiseSource, SamplerStep};
 use crate::levels::Levels;
 use crate::rng::{Sequence, Stream};
@@ -53,6 +54,7 @@ pub(super) fn step(
     let image = x.len() / batch;
     let output = image / c * model_c;
     let row = s.table.rows[t.step as usize];
+    let prediction = Prediction { s, model: t.model, channels: (c, model_c), image, batch };
     let learned = s.table.learned_variance;
     let gradient_scale = s.classifier_scale.unwrap_or_default();
     x.par_chunks_mut(image)
@@ -63,13 +65,10 @@ pub(super) fn step(
         .enumerate()
         .for_each(|(n, ((((x, x0_prev), magnitudes), x0_prev2), saved))| {
             let conditional = &t.model[n * output..][..output];
-            let unconditional = s.guidance.map(|g| (g, &t.model[(batch + n) * output..][..output]));
-            let model = |i: usize| {
-                let m = f64::from(conditional[i]);
-                unconditional.map_or(m, |(g, u)| f64::from(u[i]) + g * (m - f64::from(u[i])))
-            };
             let at = |i: usize| i / c * model_c + i % c;
-            let scale = clip_scale(s.table.clip, &row, x, |i| model(at(i)), magnitudes);
+            let model = prediction.of(n);
+            let row = corrected(&row, s, &t, &prediction, n);
+            let scale = clip_scale(s.table.clip, &row, x, &model, magnitudes);
             let sequence = Sequence::with_key(t.key, Stream::SamplerNoise, t.sample[n], t.step);
             let mut normals = [0.0; 4];
             for i in 0..image {
@@ -82,7 +81,7 @@ pub(super) fn step(
                 };
                 let input = StepInput {
                     x_t: f64::from(x[i]),
-                    model: model(at(i)),
+                    model: model(i),
                     // Only the prediction is guided; the variance stays the conditional one.
                     v: learned.map_or(0.0, |_| f64::from(conditional[at(i) + c])),
                     x0_prev: f64::from(x0_prev[i]),
@@ -103,6 +102,66 @@ pub(super) fn step(
         });
 }
 
+/// The network's prediction, guided where there is guidance.
+struct Prediction<'a> {
+    s: &'a SamplerStep,
+    model: &'a [f32],
+    /// Channels of x and of the model output.
+    channels: (usize, usize),
+    /// Elements of an image, and images.
+    image: usize,
+    batch: usize,
+}
+
+impl<'a> Prediction<'a> {
+    /// The elements of image n.
+    fn of(&self, n: usize) -> impl Fn(usize) -> f64 + use<'a> {
+        let ((c, model_c), image) = (self.channels, self.image);
+        let output = image / c * model_c;
+        let at = move |i: usize| i / c * model_c + i % c;
+        let conditional = &self.model[n * output..][..output];
+        let guidance = self.s.guidance.map(|g| (g, &self.model[(self.batch + n) * output..][..output]));
+        let pair = move |i: usize, u: &[f32]| (f64::from(conditional[at(i)]), f64::from(u[at(i)]));
+        let factor = guidance.map_or(1.0, |(g, u)| g.factor_of((0..image).map(|i| pair(i, u))));
+        move |i| match guidance {
+            None => f64::from(conditional[at(i)]),
+            Some((g, u)) => {
+                let (conditional, unconditional) = pair(i, u);
+                factor * g.combine(conditional, unconditional)
+            }
+        }
+    }
+}
+
+/// The row of image n: that of a corrector has the step that follows from the norms.
+fn corrected(row: &StepRow, s: &SamplerStep, t: &Operands, prediction: &Prediction, n: usize) -> StepRow {
+    if row.snr == 0.0 {
+        return *row;
+    }
+    let (image, batch) = (prediction.image, prediction.batch);
+    let norms = |n: usize| {
+        let model = prediction.of(n);
+        let of_noise = match s.noise {
+            NoiseSource::Given => norm(t.z[n * image..][..image].iter().map(|&z| f64::from(z))),
+            NoiseSource::Philox => {
+                let sequence = Sequence::with_key(t.key, Stream::SamplerNoise, t.sample[n], t.step);
+                let blocks = (0..image.div_ceil(4) as u32).flat_map(|block| sequence.normals(block));
+                norm(blocks.take(image).map(f64::from))
+            }
+        };
+        (of_noise, norm((0..image).map(model)))
+    };
+    let (z, model) = match s.table.norms {
+        NormScope::Image => norms(n),
+        // Each image adds them up again, which costs little beside the network and needs no room.
+        NormScope::Batch => {
+            let sum = (0..batch).map(norms).fold((0.0, 0.0), |sum, norms| (sum.0 + norms.0, sum.1 + norms.1));
+            (sum.0 / batch as f64, sum.1 / batch as f64)
+        }
+    };
+    row.with_norms(z, model)
+}
+
 /// A state image by image; of a state that is not there, nothing for each.
 fn images(state: &mut [f32], batch: usize, image: usize) -> impl IndexedParallelIterator<Item = &mut [f32]> {
     if state.is_empty() {
@@ -120,7 +179,7 @@ pub(super) fn picture(x: &[f32], rule: Levels, levels: &mut [u8]) {
 }
 
 /// The divisor of dynamic thresholding; 1 for every other clip.
-fn clip_scale(clip: Clip, row: &StepRow, x: &[f32], model: impl Fn(usize) -> f64, magnitudes: &mut [f64]) -> f64 {
+fn clip_scale(clip: Clip, row: &StepRow, x: &[f32], model: &impl Fn(usize) -> f64, magnitudes: &mut [f64]) -> f64 {
     if !matches!(clip, Clip::Dynamic { .. }) {
         return 1.0;
     }

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use warpdiff::diffusion::{
-    Algorithm, BetaConfig, Compat, LossWeighting, Objective, PredictionType, SamplerKind, Schedule, SchedulerConfig,
-    SolverType, StepTable, TrainingObjective, VarianceType,
+    Algorithm, BetaConfig, Compat, DataRange, Guidance, LossWeighting, Objective, PredictionType, SamplerKind,
+    Schedule, SchedulerConfig, SolverType, StepTable, TrainingObjective, VarianceType,
 };
 use warpdiff::graph::NoiseSource;
 use warpdiff::graph::op::{LossNoise, Noising, Op, SamplerStep};
@@ -134,6 +134,7 @@ struct Step {
     scheduler: SchedulerConfig,
     eta: f64,
     guidance: Option<f64>,
+    rescale: f64,
     noise: NoiseSource,
     dims: [usize; 4],
     step: u32,
@@ -149,6 +150,7 @@ impl Step {
             scheduler: SchedulerConfig { betas: BetaConfig::linear(50), ..SchedulerConfig::new(sampler) },
             eta: 0.0,
             guidance: None,
+            rescale: 0.0,
             noise: NoiseSource::Philox,
             dims: [2, 3, 5, 3],
             step: 4,
@@ -175,10 +177,14 @@ impl Step {
         operands.extend([history.x0_prev2, history.saved].into_iter().filter(|used| *used).map(|_| random(&self.dims)));
         operands.extend(self.classifier.map(|_| random(&self.dims)));
         // All forms of the step are met.
-        let levels = if self.classifier.is_some() { Levels::Truncated } else { Levels::Rounded };
+        let levels = match table.range {
+            DataRange::Unit => Levels::Unit,
+            DataRange::Signed if self.classifier.is_some() => Levels::Truncated,
+            DataRange::Signed => Levels::Rounded,
+        };
         let op = Op::SamplerStep(SamplerStep {
             table,
-            guidance: self.guidance,
+            guidance: self.guidance.map(|scale| Guidance { scale, rescale: self.rescale }),
             noise: self.noise,
             picture: (self.noise == NoiseSource::Philox).then_some(levels),
             classifier_scale: self.classifier,
@@ -270,6 +276,30 @@ pub(super) fn sampler_steps() -> Vec<Case> {
             }
         }
     }
+    for dims in [[2, 3, 5, 3], [1, 17, 19, 3], [1, 1, 1, 1]] {
+        for (sampler, rescale, thresholding) in [(ddim, 0.7, false), (ddpm, 1.0, true)] {
+            let mut s = Step { dims, guidance: Some(4.0), rescale, ..Step::new(sampler) };
+            s.scheduler.thresholding = thresholding;
+            s.scheduler.variance_type = VarianceType::LearnedRange;
+            cases.push(s.case(&format!("{sampler}/rescaled-{rescale}")));
+        }
+    }
+    // Rows 0 and 18 are correctors, row 19 the last predictor, which adds no noise.
+    for (dims, noise, compat) in [
+        ([2, 3, 5, 3], NoiseSource::Philox, Compat::Paper),
+        ([3, 5, 7, 3], NoiseSource::Given, Compat::Diffusers),
+        ([1, 17, 19, 3], NoiseSource::Philox, Compat::Diffusers),
+        ([1, 1, 1, 1], NoiseSource::Given, Compat::Paper),
+    ] {
+        for step in [0, 1, 18, 19] {
+            let mut s = Step { dims, noise, step, ..Step::new(SamplerKind::ScoreSde) };
+            s.scheduler.compat = compat;
+            cases.push(s.case(&format!("VE/{noise:?}/{compat:?}")));
+        }
+    }
+    let mut guided = Step { guidance: Some(3.0), rescale: 0.5, ..Step::new(SamplerKind::ScoreSde) };
+    guided.step = 2;
+    cases.push(guided.case("VE/guided"));
     let mut sde = Step::new(dpm);
     sde.scheduler.dpm_solver.algorithm = Algorithm::SdeX0;
     cases.push(sde.case("DPM-Solver++/sde"));

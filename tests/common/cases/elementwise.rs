@@ -1,6 +1,7 @@
 //! Operations that move, add or map elements.
 
-use warpdiff::graph::op::{Fir, Op, TimeEmbedding};
+use warpdiff::graph::op::{Op, TimeEmbedding};
+use warpdiff::graph::{Activation, Fir};
 
 use super::{Case, Operand, extent, random};
 
@@ -24,12 +25,18 @@ fn of_image(id: &str, dims: &[usize; 4], cases: &mut Vec<Case>) {
     push("", Op::Upsample2x, vec![x()]);
     push("", Op::Fir(Fir::up(FIR)), vec![x()]);
     push("lopsided-", Op::Fir(Fir::up(LOPSIDED)), vec![x()]);
+    if h > 1 && w > 1 {
+        push("mirrored-", Op::Fir(Fir::up(LOPSIDED).mirrored()), vec![x()]);
+    }
     if h % 2 == 0 && w % 2 == 0 {
         push("", Op::AvgPool2x, vec![x()]);
         push("", Op::Fir(Fir::down(FIR)), vec![x()]);
         push("lopsided-", Op::Fir(Fir::down(LOPSIDED)), vec![x()]);
+        push("mirrored-", Op::Fir(Fir::down(LOPSIDED).mirrored()), vec![x()]);
     }
-    push("", Op::Silu, vec![x()]);
+    for f in Activation::ALL {
+        push("", Op::Activation(f), vec![x()]);
+    }
     push("", Op::Add, vec![x(), x()]);
     push("", Op::AddPerImage, vec![x(), random(&[n, c])]);
     push("", Op::Affine { mul: -1.5, add: 0.25 }, vec![x()]);
@@ -102,6 +109,22 @@ pub(super) fn forward_only() -> Vec<Case> {
     for dims in [[2, 5, 3, 7], [1, 1, 1, 1], [1, 8, 8, 128], [3, 7, 3, 15], [1, 3, 3, 24], [1, 19, 33, 8]] {
         cases.push(Case::new(format!("sum_pixels/{}", extent(&dims)), Op::SumPixels, vec![random(&dims)]));
         cases.push(Case::new(format!("abs_max/{}", extent(&dims)), Op::AbsMax, vec![random(&dims)]));
+    }
+    // Far from 0, where exponentials overflow.
+    for f in Activation::ALL {
+        let x = vec![-200.0, -90.0, -20.5, -3.0, -0.0, 0.0, 1e-4, 2.5, 19.0, 21.0, 95.0, 3e4];
+        cases.push(Case::new(
+            format!("{}/far", f.name()),
+            Op::Activation(f),
+            vec![Operand::Values(vec![1, 2, 2, 3], x)],
+        ));
+    }
+    for (count, t) in [(1000, vec![0.0, 999.0, 417.0]), (60, vec![2.4, 2.6, 59.0, 60.0, -3.0, 1e9])] {
+        let id = format!("timestep_index/{count}");
+        cases.push(Case::new(id, Op::TimestepIndex { count }, vec![Operand::Values(vec![t.len()], t)]));
+    }
+    for len in [1, 7, 300] {
+        cases.push(Case::new(format!("constant/{len}"), Op::Constant { len, value: -1.25 }, Vec::new()));
     }
     for dims in [[3, 2, 2, 5], [1, 1, 1, 1], [1, 4, 4, 3], [2, 3, 3, 8]] {
         cases.push(Case::new(format!("repeat_batch/{}", extent(&dims)), Op::RepeatBatch, vec![random(&dims)]));

@@ -26,9 +26,13 @@ pub(super) fn lower(ctx: &mut Lowering, node: &Node) -> Result<(), BackendError>
         abs_max(ctx, node);
         return Ok(());
     }
+    if let Op::Constant { len, value } = node.op {
+        constant(ctx, node, len, value);
+        return Ok(());
+    }
     let (name, mul, add) = match node.op {
-        Op::Silu => ("silu", 1.0, 0.0),
-        Op::SiluGrad => ("silu_grad", 1.0, 0.0),
+        Op::Activation(f) => (f.name(), 1.0, 0.0),
+        Op::ActivationGrad(f) => (f.gradient_name(), 1.0, 0.0),
         Op::Add => ("add", 1.0, 0.0),
         Op::Affine { mul, add } => ("affine", mul as f32, add as f32),
         Op::ToAct => ("to_act", 1.0, 0.0),
@@ -45,6 +49,13 @@ pub(super) fn lower(ctx: &mut Lowering, node: &Node) -> Result<(), BackendError>
     };
     launch(ctx, name, &args);
     Ok(())
+}
+
+/// Numbers of parameters, so f32 whatever the activations are.
+fn constant(ctx: &mut Lowering, node: &Node, len: usize, value: f64) {
+    let (a, b) = (DevicePtr::NULL, DevicePtr::NULL);
+    let args = MapArgs { a, b, y: ctx.ptr(node.outputs[0]), count: len as u64, mul: 0.0, add: value as f32 };
+    ctx.launch("constant_f32", [blocks(ctx, len), 1, 1], BLOCK, 0, &args);
 }
 
 /// Converts an f32 value to the type of the activations, in the node's workspace.

@@ -36,6 +36,16 @@ struct TableArgs {
     width: u32,
 }
 
+/// `struct IndexArgs` of `kernels/embedding/table.cu`.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct IndexArgs {
+    t: DevicePtr,
+    index: DevicePtr,
+    count: u32,
+    rows: u32,
+}
+
 pub(super) fn lower(ctx: &mut Lowering, node: &Node) -> Result<(), BackendError> {
     match &node.op {
         Op::TimeEmbedding(e) => {
@@ -45,6 +55,16 @@ pub(super) fn lower(ctx: &mut Lowering, node: &Node) -> Result<(), BackendError>
         Op::FourierEmbedding => {
             let w = node.inputs[1];
             time(ctx, node, "fourier_embedding", ctx.param_f32(w), ctx.shape(w).numel(), false);
+        }
+        Op::TimestepIndex { count } => {
+            let t = ctx.shape(node.inputs[0]).numel();
+            let args = IndexArgs {
+                t: ctx.ptr(node.inputs[0]),
+                index: ctx.ptr(node.outputs[0]),
+                count: t as u32,
+                rows: *count as u32,
+            };
+            ctx.launch("timestep_index", [t.div_ceil(BLOCK) as u32, 1, 1], BLOCK as u32, 0, &args);
         }
         Op::Embedding => {
             let y = ctx.shape(node.outputs[0]);

@@ -7,7 +7,7 @@ use super::Lowering;
 use super::fast_divide::FastDivide;
 use crate::backend::BackendError;
 use crate::backend::gpu::driver::DevicePtr;
-use crate::graph::{Fir, Node, Op, Shape};
+use crate::graph::{Border, Fir, Node, Op, Shape};
 
 const BLOCK: usize = 256;
 /// Blocks in the second direction of a grid, at most.
@@ -58,6 +58,22 @@ struct FirArgs {
     columns: FastDivide,
     width: FastDivide,
     height: u32,
+    weights: [f32; 4],
+    padding: u32,
+}
+
+/// `struct FirMirroredArgs` of `kernels/elementwise/fir_mirrored.cu`.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct FirMirroredArgs {
+    x: DevicePtr,
+    y: DevicePtr,
+    elements: u64,
+    height: u32,
+    width: u32,
+    channels: u32,
+    up: u32,
+    folds: u32,
     weights: [f32; 4],
     padding: u32,
 }
@@ -119,7 +135,8 @@ pub(super) fn lower(ctx: &mut Lowering, node: &Node) -> Result<(), BackendError>
         Op::AvgPool2xGrad => resample(ctx, node, "spread_2x", ctx.shape(node.inputs[0]), 0.25),
         Op::AvgPool2x => resample(ctx, node, "gather_2x", ctx.shape(node.outputs[0]), 0.25),
         Op::Upsample2xGrad => resample(ctx, node, "gather_2x", ctx.shape(node.outputs[0]), 1.0),
-        Op::Fir(ref filter) => fir(ctx, node, filter),
+        Op::Fir(ref filter) if filter.border == Border::Zero => fir(ctx, node, filter),
+        Op::Fir(ref filter) => fir_mirrored(ctx, node, filter),
         Op::Concat => {
             let [a, b] = [node.inputs[0], node.inputs[1]].map(|v| (ctx.ptr(v), ctx.shape(v).channels()));
             join_channels(ctx, node, a.0, a.1, a.1, b);
@@ -211,6 +228,25 @@ fn fir(ctx: &mut Lowering, node: &Node, filter: &Fir) {
     };
     let name = if filter.up { "fir_up" } else { "fir_down" };
     ctx.launch(&kernel(ctx, name, vector), per_image_grid(ctx, vectors, images), BLOCK as u32, 0, &args);
+}
+
+fn fir_mirrored(ctx: &mut Lowering, node: &Node, filter: &Fir) {
+    let y = ctx.shape(node.outputs[0]);
+    let (height, width) = y.height_width();
+    let args = FirMirroredArgs {
+        x: ctx.ptr(node.inputs[0]),
+        y: ctx.ptr(node.outputs[0]),
+        elements: y.numel() as u64,
+        height: height as u32,
+        width: width as u32,
+        channels: y.channels() as u32,
+        up: u32::from(filter.up),
+        folds: u32::from(filter.border == Border::Fold),
+        weights: filter.weights().map(|w| w as f32),
+        padding: 0,
+    };
+    let blocks = y.numel().div_ceil(BLOCK).min(16 * ctx.limits().multiprocessors as usize);
+    ctx.launch(&format!("fir_mirrored_{}", ctx.dtype()), [blocks as u32, 1, 1], BLOCK as u32, 0, &args);
 }
 
 /// The first `split` channels come from `a`, whose rows have `a_channels`, the others from `b`: address and channels.

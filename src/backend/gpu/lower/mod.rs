@@ -175,9 +175,14 @@ fn lower_on(
 fn dispatch(ctx: &mut Lowering, node: &Node) -> Result<(), BackendError> {
     match &node.op {
         Op::Attention { .. } | Op::AttentionGrad { .. } => attention::lower(ctx, node),
-        Op::Silu | Op::SiluGrad | Op::Add | Op::Affine { .. } | Op::ToAct | Op::RepeatBatch | Op::AbsMax => {
-            elementwise::lower(ctx, node)
-        }
+        Op::Activation(_)
+        | Op::ActivationGrad(_)
+        | Op::Add
+        | Op::Affine { .. }
+        | Op::ToAct
+        | Op::RepeatBatch
+        | Op::Constant { .. }
+        | Op::AbsMax => elementwise::lower(ctx, node),
         Op::AddPerImage
         | Op::DivideByTime
         | Op::SumPixels
@@ -189,9 +194,11 @@ fn dispatch(ctx: &mut Lowering, node: &Node) -> Result<(), BackendError> {
         | Op::Concat
         | Op::Slice { .. }
         | Op::Dropout { .. } => image::lower(ctx, node),
-        Op::TimeEmbedding(_) | Op::FourierEmbedding | Op::Embedding | Op::EmbeddingGrad { .. } => {
-            embedding::lower(ctx, node)
-        }
+        Op::TimeEmbedding(_)
+        | Op::FourierEmbedding
+        | Op::TimestepIndex { .. }
+        | Op::Embedding
+        | Op::EmbeddingGrad { .. } => embedding::lower(ctx, node),
         Op::GroupNorm(_) | Op::GroupNormGrad(_) => norm::lower(ctx, node),
         Op::Conv2d(..) | Op::ConvDgrad { .. } | Op::ConvWgrad { .. } => conv::lower(ctx, node),
         Op::Linear(_) | Op::LinearDgrad { .. } | Op::LinearWgrad { .. } => linear::lower(ctx, node),

@@ -6,7 +6,7 @@ use super::Lowering;
 use super::diffusion::{BLOCK, Images};
 use crate::backend::BackendError;
 use crate::backend::gpu::driver::DevicePtr;
-use crate::diffusion::{Clip, LearnedVariance, StepTable};
+use crate::diffusion::{Clip, LearnedVariance, NormScope, StepTable};
 use crate::graph::op::SamplerStep;
 use crate::graph::{Node, NoiseSource, Op, ValueId};
 use crate::levels::Levels;
@@ -17,6 +17,8 @@ const HISTOGRAM_BYTES: usize = 2 * 2048 * 4;
 const SELECTION_BYTES: usize = 16;
 /// `SELECT_THREADS` of select.cuh.
 const SELECT_BLOCK: u32 = 256;
+/// `SUMS_THREADS` of image_sums.cu.
+const SUMS_BLOCK: u32 = 512;
 /// Passes of the selection.
 const PASSES: u32 = 3;
 /// An image of up to so many elements is thresholded by one block in shared memory (64 KiB of keys, so that two blocks
@@ -49,6 +51,7 @@ struct AdvanceArgs {
 #[repr(C)]
 struct ModelOutput {
     data: DevicePtr,
+    factors: DevicePtr,
     guidance: f64,
     guided: u32,
     channels: u32,
@@ -80,6 +83,7 @@ struct SamplerStepArgs {
     x0: DevicePtr,
     picture: DevicePtr,
     gradient: DevicePtr,
+    norms: DevicePtr,
     model: ModelOutput,
     range: f64,
     gradient_scale: f64,
@@ -89,7 +93,7 @@ struct SamplerStepArgs {
     clip: u32,
     variance: u32,
     levels: u32,
-    padding: u32,
+    batch_norms: u32,
 }
 
 /// `struct SamplerHistoryArgs` of `kernels/diffusion/sampler.cu`.
@@ -101,6 +105,23 @@ struct SamplerHistoryArgs {
     saved: DevicePtr,
     x0_prev2_next: DevicePtr,
     saved_next: DevicePtr,
+}
+
+/// `struct ImageSumsArgs` of `kernels/diffusion/image_sums.cu`.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct ImageSumsArgs {
+    step: DevicePtr,
+    sample_index: DevicePtr,
+    key: DevicePtr,
+    z: DevicePtr,
+    rows: DevicePtr,
+    out: DevicePtr,
+    model: ModelOutput,
+    rescale: f64,
+    layout: ImageLayout,
+    steps: u32,
+    unused: u32,
 }
 
 /// `struct ThresholdArgs` of `kernels/diffusion/threshold.cu`.
@@ -154,9 +175,10 @@ fn rows(ctx: &mut Lowering, table: &StepTable) -> DevicePtr {
 
 fn sampler_step(ctx: &mut Lowering, node: &Node, s: &SamplerStep) -> Result<(), BackendError> {
     let images = Images::new(ctx.shape(node.inputs[0]))?;
-    let model = ModelOutput {
+    let mut model = ModelOutput {
         data: ctx.ptr(node.inputs[1]),
-        guidance: s.guidance.unwrap_or(1.0),
+        factors: DevicePtr::NULL,
+        guidance: s.guidance.map_or(1.0, |g| g.scale),
         guided: u32::from(s.guidance.is_some()),
         channels: ctx.shape(node.inputs[1]).channels() as u32,
     };
@@ -168,19 +190,43 @@ fn sampler_step(ctx: &mut Lowering, node: &Node, s: &SamplerStep) -> Result<(), 
         Clip::Range(range) => (1, range),
         Clip::Dynamic { .. } => (2, 0.0),
     };
+    let z = if s.noise == NoiseSource::Given { ctx.ptr(node.inputs[6]) } else { DevicePtr::NULL };
+    let sums = ImageSumsArgs {
+        step: ctx.ptr(node.inputs[3]),
+        sample_index: ctx.ptr(node.inputs[4]),
+        key: ctx.ptr(node.inputs[5]),
+        z,
+        rows,
+        out: DevicePtr::NULL,
+        model,
+        rescale: s.guidance.map_or(0.0, |g| g.rescale),
+        layout,
+        steps: s.table.rows.len() as u32,
+        unused: 0,
+    };
+    if sums.rescale != 0.0 {
+        model.factors = ctx.scratch(8 * images.count as usize);
+        launch_sums(ctx, "guidance_factors", ImageSumsArgs { out: model.factors, ..sums });
+    }
+    let mut norms = DevicePtr::NULL;
+    if s.table.has_correctors() {
+        norms = ctx.scratch(16 * images.count as usize);
+        launch_sums(ctx, "corrector_norms", ImageSumsArgs { out: norms, model, ..sums });
+    }
     let args = SamplerStepArgs {
         x: ctx.ptr(node.inputs[0]),
         x0_prev: ctx.ptr(node.inputs[2]),
         step: ctx.ptr(node.inputs[3]),
         sample_index: ctx.ptr(node.inputs[4]),
         key: ctx.ptr(node.inputs[5]),
-        z: if s.noise == NoiseSource::Given { ctx.ptr(node.inputs[6]) } else { DevicePtr::NULL },
+        z,
         rows,
         scales: ctx.scratch(8 * images.count as usize),
         x_next: ctx.ptr(node.outputs[0]),
         x0: ctx.ptr(node.outputs[1]),
         picture: if s.picture.is_some() { ctx.ptr(node.outputs[2]) } else { DevicePtr::NULL },
         gradient: s.gradient_operand().map_or(DevicePtr::NULL, |at| ctx.ptr(node.inputs[at])),
+        norms,
         model,
         range,
         gradient_scale: s.classifier_scale.unwrap_or_default(),
@@ -193,8 +239,12 @@ fn sampler_step(ctx: &mut Lowering, node: &Node, s: &SamplerStep) -> Result<(), 
             Some(LearnedVariance::Direct) => 1,
             Some(LearnedVariance::LogRange) => 2,
         },
-        levels: u32::from(s.picture == Some(Levels::Truncated)),
-        padding: 0,
+        levels: match s.picture.unwrap_or_default() {
+            Levels::Rounded => 0,
+            Levels::Truncated => 1,
+            Levels::Unit => 2,
+        },
+        batch_norms: u32::from(s.table.norms == NormScope::Batch),
     };
     if let Clip::Dynamic { ratio, max_value } = s.table.clip {
         let position = ratio * (images.elements - 1) as f64;
@@ -230,6 +280,11 @@ fn sampler_step(ctx: &mut Lowering, node: &Node, s: &SamplerStep) -> Result<(), 
         ctx.launch(&format!("sampler_step_{}", ctx.dtype()), grid, BLOCK, 0, &args);
     }
     Ok(())
+}
+
+/// Sums over whole images, a block an image.
+fn launch_sums(ctx: &mut Lowering, name: &str, args: ImageSumsArgs) {
+    ctx.launch(&format!("{name}_{}", ctx.dtype()), [args.layout.images, 1, 1], SUMS_BLOCK, 0, &args);
 }
 
 /// The divisors of dynamic thresholding, one an image.

@@ -3,7 +3,7 @@
 use super::*;
 use crate::backend::gpu::lower::conv::Images;
 use crate::backend::gpu::lower::{Decisions, measure};
-use crate::graph::{ParamSpec, Plan, Region};
+use crate::graph::{Activation, ParamSpec, Plan, Region};
 use crate::program::{Batch, ForwardProgram};
 use crate::unet::presets;
 
@@ -92,7 +92,7 @@ fn a_convolution_reads_the_small_image_where_the_rules_allow() {
         match case {
             "kept" => net.graph.keep(large),
             "read twice" => {
-                let z = net.apply(Op::Silu, &[large]);
+                let z = net.apply(Op::Activation(Activation::Silu), &[large]);
                 net.graph.keep(z);
             }
             _ => {}
@@ -123,7 +123,7 @@ fn products_read_a_concatenation_from_its_parts_where_all_readers_can() {
         let second = match reader {
             "linear" => net.linear(joined, 40),
             "norm" => net.norm(joined, 8),
-            "silu" => net.apply(Op::Silu, &[joined]),
+            "silu" => net.apply(Op::Activation(Activation::Silu), &[joined]),
             "residual" => {
                 let w = net.param(&[64 + channels, 64]);
                 let epilogue = Epilogue { residual: true, ..Epilogue::bias(false) };
