@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use warpdiff::backend::{Backend, BackendError, Executable, Precision};
 use warpdiff::diffusion::{
-    BetaConfig, Clip, Guidance, Keep, LearnedVariance, PredictionType, SamplerKind, SchedulerConfig, StepRow,
-    StepTable, VarianceType,
+    BetaConfig, Clip, DataRange, Guidance, Keep, LearnedVariance, PredictionType, SamplerKind, SchedulerConfig,
+    StepRow, StepTable, VarianceType,
 };
 use warpdiff::graph::op::SamplerStep;
 use warpdiff::graph::{DType, Graph, NoiseSource, Op, Plan, ValueId};
-use warpdiff::levels::to_byte;
+use warpdiff::levels::{to_byte, unit_to_byte};
 
 use super::graphs::{Measured, everywhere, held_by_bf16, judge, normals, on_devices};
 use crate::common::gpu::check_families;
@@ -31,6 +31,7 @@ struct Loop {
     t: ValueId,
     model: ValueId,
     z: Option<ValueId>,
+    range: DataRange,
 }
 
 impl Loop {
@@ -40,6 +41,7 @@ impl Loop {
         let mut picture = vec![0; x.len()];
         self.exe.read_f32(self.x, &mut x).unwrap();
         self.exe.read_u8(self.picture, &mut picture).unwrap();
+        let to_byte = if self.range == DataRange::Unit { unit_to_byte } else { to_byte };
         let expected: Vec<u8> = x.iter().map(|&x| to_byte(x)).collect();
         assert_eq!(picture, expected);
         picture
@@ -106,7 +108,7 @@ impl Setting {
         exe.write_u32(step, &[0]).unwrap();
         exe.write_u32(index, &(0..n as u32).map(|i| 1_000_000 + 3 * i).collect::<Vec<_>>()).unwrap();
         exe.write_u32(key, &[3, 4]).unwrap();
-        Loop { exe, x, x0, states, step, picture: results[2], t, model, z }
+        Loop { exe, x, x0, states, step, picture: results[2], t, model, z, range: self.table.range }
     }
 
     /// The model's output of a step: normals, or positive variances in the upper channels where they are read directly.
