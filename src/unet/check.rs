@@ -40,7 +40,7 @@ impl UNetConfig {
         Ok(())
     }
 
-    /// Checks that the network can be trained; `from_zero` says that timesteps are those of a chain, of which 0 is the first.
+    /// Checks that the network can be trained; `from_zero` says that timesteps are those of a chain, which begins with 0.
     ///
     /// # Errors
     /// [`ConfigError::Invalid`] for networks that read the logarithm of a noise level, and for two uses of one table.
@@ -51,7 +51,7 @@ impl UNetConfig {
                 "fourier reads the logarithm of a noise level, and timestep 0 has none; train with positional"
             }
             (TimeEmbeddingType::Learned, Some(ClassEmbedding::Timestep)) => {
-                "learned shares its table with class_embed_type = timestep, which training cannot; take num_class_embeds for the labels"
+                "learned shares its table with class_embed_type = timestep and cannot be trained; take num_class_embeds"
             }
             _ => return Ok(()),
         };
