@@ -31,6 +31,32 @@ fn a_grid_of_samples_is_a_png() {
     assert!(sizes[1].0 > sizes[0].0 && sizes[1].1 >= sizes[0].1, "{sizes:?}");
 }
 
+/// A model of scores has data in [0, 1] inside and pictures like any other outside; its own sampler alone reads it.
+#[test]
+fn a_model_of_scores_is_sampled_by_its_own_sampler() {
+    let place = Place::new();
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cases/q10_ncsnpp/model");
+    let draw = |more: &[&str]| warpdiff(&[&["sample", model, "--steps", "2", "--num", "2"], more].concat());
+    let (tensors, bytes) = (place.arg("a.safetensors"), place.arg("a.npz"));
+    draw(&["--out", &tensors]).expect_success();
+    draw(&["--out", &bytes]).expect_success();
+    draw(&["--sampler", "ve", "--batch", "1", "--out", &place.arg("b.npz")]).expect_success();
+    let picture = npz(&bytes).swap_remove(0).2;
+    assert_eq!(npz(&place.arg("b.npz")).swap_remove(0).2, picture, "an image depends on its batch");
+    let file = TensorFile::open(tensors.as_ref()).unwrap();
+    let images = file.get(file.names().next().unwrap()).unwrap();
+    let TensorData::F32(values) = images.data else { panic!("images are not f32") };
+    let [n, c, h, w] = images.shape[..] else { panic!("{:?}", images.shape) };
+    for i in 0..n * c * h * w {
+        let (at, channel) = (i / c, i % c);
+        let nchw = (at / (h * w) * c + channel) * h * w + at % (h * w);
+        let expected = (255.0 * f64::from(values[nchw] / 2.0 + 0.5).clamp(0.0, 1.0)).round();
+        assert!((f64::from(picture[i]) - expected).abs() <= 1.0, "element {i}");
+    }
+    draw(&["--sampler", "ddim", "--out", &place.arg("c.npz")])
+        .expect_error(1, &["ScoreSdeVeScheduler", "--sampler ve"]);
+}
+
 /// The arrays of a .npz: name, header and data.
 fn npz(path: &str) -> Vec<(String, String, Vec<u8>)> {
     use std::io::Read;

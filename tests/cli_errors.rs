@@ -132,6 +132,9 @@ fn requests_that_make_no_sense() {
     refused(1, &["--batch 0", "at least one"], &[&model, "--batch", "0"]);
     refused(1, &["guidance", "null class"], &[&plain, "--guidance", "2"]);
     refused(1, &["guidance"], &[&model, "--guidance", "NaN"]);
+    refused(1, &["rescale 2", "0..=1"], &[&model, "--guidance", "3", "--guidance-rescale", "2"]);
+    refused(1, &["no guidance to rescale"], &[&model, "--guidance-rescale", "0.7"]);
+    refused(1, &["DDPMScheduler", "--sampler ve"], &[&model, "--sampler", "ve"]);
     refused(1, &[".bmp", ".png", ".npz"], &[&model, "--out", &place.arg("a.bmp")]);
     refused(1, &["theirs", "thesis.tex"], &[&model, "--num", "1", "--steps", "1", "--out", &place.arg("theirs")]);
     refused(1, &["nowhere"], &[&place.arg("nowhere")]);

@@ -2,14 +2,21 @@
 
 mod common;
 
-use common::compare_all;
 use common::optimizer::compare_optimizer;
+use common::{check_rows_of_timesteps, compare_all};
 use warpdiff::backend::cpu::Cpu;
+use warpdiff::reference::Reference;
 
 #[test]
 fn every_operation_matches_the_reference() {
     let compared = compare_all(&Cpu::new(Some(2)).unwrap());
     assert!(compared > 1000, "{compared}");
+}
+
+#[test]
+fn timesteps_meet_their_rows() {
+    check_rows_of_timesteps(&Cpu::new(Some(2)).unwrap());
+    check_rows_of_timesteps(&Reference::default());
 }
 
 #[test]

@@ -212,15 +212,18 @@ pub enum SigmaSpacing {
     Karras,
     /// Evenly in ln sigma.
     Exponential,
+    /// At the quantiles of a beta distribution, close together at both ends (2407.12173).
+    Beta,
     /// Evenly in lambda, which is -ln sigma (2206.00927, section 3.4).
     Lu,
 }
 
 impl SigmaSpacing {
     /// The switches of `scheduler_config.json` that select a spacing.
-    pub const SWITCHES: [(&'static str, Self); 3] = [
+    pub const SWITCHES: [(&'static str, Self); 4] = [
         ("use_karras_sigmas", Self::Karras),
         ("use_exponential_sigmas", Self::Exponential),
+        ("use_beta_sigmas", Self::Beta),
         ("use_lu_lambdas", Self::Lu),
     ];
 }

@@ -44,9 +44,10 @@ const DPM_SOLVER_KEYS: [&str; 8] = [
     "lambda_min_clipped",
 ];
 const UNIPC_KEYS: [&str; 4] = ["predict_x0", "disable_corrector", "solver_p", "shift_terminal"];
-const SIGMA_KEYS: [&str; 7] = [
+const SIGMA_KEYS: [&str; 8] = [
     "use_karras_sigmas",
     "use_exponential_sigmas",
+    "use_beta_sigmas",
     "use_lu_lambdas",
     "sigma_min",
     "sigma_max",
@@ -54,7 +55,7 @@ const SIGMA_KEYS: [&str; 7] = [
     "timestep_type",
 ];
 /// Switches that select a time discretisation of which only `false` is implemented.
-const SWITCHES_OFF: [&str; 3] = ["use_beta_sigmas", "use_flow_sigmas", "use_dynamic_shifting"];
+const SWITCHES_OFF: [&str; 2] = ["use_flow_sigmas", "use_dynamic_shifting"];
 /// Retired keys, keys of classes that old files were converted from, and keys read only behind a switch that must be
 /// off.
 const HARMLESS_KEYS: [&str; 6] =
@@ -596,7 +597,7 @@ mod tests {
             (dpm(r#""solver_order": 4"#), ["`solver_order` = 4", "use 1, 2 or 3"]),
             (dpm(r#""algorithm_type": "rk""#), ["`algorithm_type`", "sde-dpmsolver++"]),
             (dpm(r#""algorithm_type": "dpmsolver""#), ["final_sigmas_type", "sigma_min"]),
-            (dpm(r#""use_beta_sigmas": true"#), ["`use_beta_sigmas` = true", "false"]),
+            (dpm(r#""use_flow_sigmas": true"#), ["`use_flow_sigmas` = true", "false"]),
             (dpm(r#""use_karras_sigmas": true, "use_lu_lambdas": true"#), ["`use_lu_lambdas` = true", "keep one"]),
             (of("UniPCMultistepScheduler", r#""solver_type": "bh3""#), ["`solver_type`", "bh2"]),
             (of("UniPCMultistepScheduler", r#""solver_p": "x""#), ["`solver_p`", "null"]),
@@ -605,7 +606,7 @@ mod tests {
             (of("EulerDiscreteScheduler", r#""interpolation_type": "cubic""#), ["`interpolation_type`", "log_linear"]),
             (of("EulerDiscreteScheduler", r#""timestep_type": 3"#), ["`timestep_type`", "continuous"]),
             (of("HeunDiscreteScheduler", r#""beta_schedule": "exp""#), ["`beta_schedule`", "exp"]),
-            (of("HeunDiscreteScheduler", r#""use_beta_sigmas": true"#), ["`use_beta_sigmas`", "false"]),
+            (of("HeunDiscreteScheduler", r#""use_flow_sigmas": true"#), ["`use_flow_sigmas`", "false"]),
             (dpm(r#""solver_type": "rk4""#), ["`solver_type`", "rk4"]),
             (ddpm(r#""prediction_type": "velocity""#), ["`prediction_type`", "velocity"]),
             (ddpm(r#""beta_schedule": "quadratic""#), ["`beta_schedule`", "quadratic"]),

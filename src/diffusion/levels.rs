@@ -5,6 +5,7 @@
 //! "sigma") by one of the rules of [`SigmaSpacing`].
 
 use super::BetaSchedule;
+use super::beta_quantile::beta_quantile;
 use super::betas::linspace;
 use super::config::{Compat, FinalSigmas, SamplerKind, SchedulerConfig, SigmaSpacing};
 use super::error::{DiffusionError, Result};
@@ -14,6 +15,9 @@ use super::timesteps::{TimestepSpacing, ddpm_timesteps, dpm_solver_timesteps};
 
 /// alpha_bar that stands for 0 at the last timestep of a zero-terminal-SNR schedule, where lambda would be -inf.
 const ZERO_SNR_ALPHA_BAR: f64 = 1.0 / (1u64 << 24) as f64;
+
+/// Both parameters of the distribution in 2407.12173.
+const BETA_PARAMETER: f64 = 0.6;
 
 /// rho of 2206.00364, table 1.
 const KARRAS_RHO: f64 = 7.0;
@@ -117,7 +121,7 @@ pub(super) fn solver_visits(config: &SchedulerConfig, steps: usize) -> Result<Vi
         end = NoiseLevel::of_ratio(last);
     }
     // diffusers rounds some and cuts the others down to integers.
-    let karras_or_lu = config.sigmas.spacing != SigmaSpacing::Exponential;
+    let karras_or_lu = matches!(config.sigmas.spacing, SigmaSpacing::Karras | SigmaSpacing::Lu);
     let cosine = config.betas.schedule == BetaSchedule::SquaredcosCapV2;
     let rounded = karras_or_lu && (config.sampler != SamplerKind::DpmSolverPp || !cosine);
     let whole = |t: f64| {
@@ -187,6 +191,10 @@ fn spread(spacing: SigmaSpacing, (lowest, highest): (f64, f64), count: usize) ->
         SigmaSpacing::Karras => {
             let root = |sigma: f64| sigma.powf(1.0 / KARRAS_RHO);
             evenly(root(highest), root(lowest)).map(|root| root.powf(KARRAS_RHO)).collect()
+        }
+        SigmaSpacing::Beta => {
+            let at = |share: f64| lowest + beta_quantile(BETA_PARAMETER, share) * (highest - lowest);
+            evenly(1.0, 0.0).map(at).collect()
         }
         _ => evenly(highest.ln(), lowest.ln()).map(f64::exp).collect(),
     })
@@ -267,6 +275,9 @@ mod tests {
         even(&|s| s.powf(1.0 / 7.0), SigmaSpacing::Karras);
         even(&f64::ln, SigmaSpacing::Exponential);
         even(&f64::ln, SigmaSpacing::Lu);
+        let beta = spread(SigmaSpacing::Beta, (0.02, 80.0), 5).unwrap();
+        let expected = [80.0, 0.02 + 79.98 * 0.824_319_621_347_305, 40.01, 0.02 + 79.98 * 0.175_680_378_652_695, 0.02];
+        assert!(beta.iter().zip(expected).all(|(a, e)| (a - e).abs() < 1e-9), "{beta:?}");
         for limits in [(0.0, 1.0), (2.0, 1.0), (1.0, f64::INFINITY), (f64::NAN, 1.0)] {
             assert!(spread(SigmaSpacing::Karras, limits, 3).is_err());
         }
@@ -288,8 +299,13 @@ mod tests {
     #[test]
     fn every_spacing_descends_to_its_end() {
         for sampler in [SamplerKind::DpmSolverPp, SamplerKind::DpmSolverSinglestep, SamplerKind::UniPc] {
-            for spacing in [SigmaSpacing::Timesteps, SigmaSpacing::Karras, SigmaSpacing::Exponential, SigmaSpacing::Lu]
-            {
+            for spacing in [
+                SigmaSpacing::Timesteps,
+                SigmaSpacing::Karras,
+                SigmaSpacing::Exponential,
+                SigmaSpacing::Beta,
+                SigmaSpacing::Lu,
+            ] {
                 let visits = solver_visits(&config(sampler, spacing), 12).unwrap();
                 assert_eq!((visits.times.len(), visits.levels.len()), (12, 13));
                 assert!(visits.levels.windows(2).all(|w| w[0].lambda < w[1].lambda), "{sampler} {spacing:?}");
@@ -297,7 +313,9 @@ mod tests {
             }
         }
         for sampler in [SamplerKind::Euler, SamplerKind::EulerAncestral, SamplerKind::Heun] {
-            for spacing in [SigmaSpacing::Timesteps, SigmaSpacing::Karras, SigmaSpacing::Exponential] {
+            for spacing in
+                [SigmaSpacing::Timesteps, SigmaSpacing::Karras, SigmaSpacing::Exponential, SigmaSpacing::Beta]
+            {
                 let visits = sigma_visits(&config(sampler, spacing), 12).unwrap();
                 assert_eq!((visits.times.len(), visits.levels.len()), (12, 13));
                 assert!(visits.levels.windows(2).all(|w| w[0].lambda < w[1].lambda), "{sampler} {spacing:?}");

@@ -25,6 +25,7 @@
 //! `alpha_bars[t]` is the share of signal variance left in it.
 
 pub mod ancestral;
+mod beta_quantile;
 pub mod betas;
 pub mod clip;
 pub mod config;

@@ -80,6 +80,7 @@ impl TrainingProgram {
         check_channels(config)?;
         let objective = &options.objective;
         config.check_timesteps([(objective.schedule().num_timesteps() - 1) as f64])?;
+        config.check_trainable(options.inputs == TrainingInputs::Drawn)?;
         if objective.learned_variance() != (config.out_channels == 2 * config.image_channels()) {
             return Err(ConfigError::Invalid {
                 key: "out_channels",

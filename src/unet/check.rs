@@ -1,6 +1,6 @@
 //! What the parts of a configuration ask of one another.
 
-use super::{ConfigError, TimeEmbeddingType, UNetConfig};
+use super::{ClassEmbedding, ConfigError, TimeEmbeddingType, UNetConfig};
 
 impl UNetConfig {
     /// Checks what single blocks ask for.
@@ -38,6 +38,24 @@ impl UNetConfig {
             }
         }
         Ok(())
+    }
+
+    /// Checks that the network can be trained; `from_zero` says that timesteps are those of a chain, which begins with 0.
+    ///
+    /// # Errors
+    /// [`ConfigError::Invalid`] for networks that read the logarithm of a noise level, and for two uses of one table.
+    pub fn check_trainable(&self, from_zero: bool) -> Result<(), ConfigError> {
+        let key = "time_embedding_type";
+        let detail = match (self.time_embedding_type, self.class_embed_type) {
+            (TimeEmbeddingType::Fourier, _) if from_zero => {
+                "fourier reads the logarithm of a noise level, and timestep 0 has none; train with positional"
+            }
+            (TimeEmbeddingType::Learned, Some(ClassEmbedding::Timestep)) => {
+                "learned shares its table with class_embed_type = timestep and cannot be trained; take num_class_embeds"
+            }
+            _ => return Ok(()),
+        };
+        Err(ConfigError::Invalid { key, detail: detail.into() })
     }
 
     /// Checks that a learned time embedding has a row for each of `timesteps`.

@@ -202,8 +202,9 @@ const MAX_EMBEDDING: usize = 1 << 16;
 const MAX_CLASSES: usize = 1 << 24;
 const MAX_SIDE: usize = 1 << 13;
 
-const BLOCKS: &str = "DownBlock2D, AttnDownBlock2D, ResnetDownsampleBlock2D, SkipDownBlock2D, AttnSkipDownBlock2D, KDownBlock2D / \
-                      UpBlock2D, AttnUpBlock2D, ResnetUpsampleBlock2D, SkipUpBlock2D, AttnSkipUpBlock2D, KUpBlock2D";
+const BLOCKS: &str = "DownBlock2D, AttnDownBlock2D, ResnetDownsampleBlock2D, SkipDownBlock2D, AttnSkipDownBlock2D, \
+                      KDownBlock2D / UpBlock2D, AttnUpBlock2D, ResnetUpsampleBlock2D, SkipUpBlock2D, \
+                      AttnSkipUpBlock2D, KUpBlock2D";
 
 impl UNetConfig {
     /// The defaults, but with a value for every key that is left out where it says nothing.

@@ -14,7 +14,7 @@ pub enum DownBlock {
     /// Residual blocks and a residual block that pools.
     #[serde(rename = "ResnetDownsampleBlock2D")]
     Resnet,
-    /// Residual blocks whose last filters and halves, beside a filtered copy of the image that is added at each level (NCSN++).
+    /// Residual blocks whose last filters and halves, and a filtered copy of the image that is added at each level (NCSN++).
     #[serde(rename = "SkipDownBlock2D")]
     Skip,
     /// The same with attention after each residual block.

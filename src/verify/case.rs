@@ -69,7 +69,15 @@ impl Case {
         let mut case = Self { name, json, folder, golden, model: None, order: None };
         case.model = match (case.json["model_dir"].as_str(), case.json["layout"].as_str()) {
             (Some(_), Some("adm")) => case.open_adm_network(on_warning)?,
-            (Some(dir), _) => Some(open_network(&case.folder.join(dir), on_warning)?),
+            (Some(dir), _) => {
+                let model = case.folder.join(dir);
+                // A case may declare that its files hold more than the network, as users' files do.
+                let declared = case.json["store"]["extra_keys"] == true;
+                Some(match on_warning {
+                    None if declared => open_network(&model, Some(&mut |_| {}))?,
+                    on_warning => open_network(&model, on_warning)?,
+                })
+            }
             (None, _) => None,
         };
         Ok(case)

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::case::{Case, Check};
 use super::{Measured, VerifyError, relative_error, tolerance_key};
 use crate::backend::{Backend, BackendError, Executable};
-use crate::diffusion::{Churn, Compat, SchedulerConfig, StepTable};
+use crate::diffusion::{self, Churn, Compat, SchedulerConfig, StepTable};
 use crate::graph::{NoiseSource, ValueId};
 use crate::layout::{nchw_to_nhwc, nhwc_to_nchw};
 use crate::levels::Levels;
@@ -104,6 +104,8 @@ pub(super) struct Run<'a> {
 #[derive(Deserialize)]
 pub(super) struct Guidance {
     scale: f64,
+    #[serde(default)]
+    rescale: f64,
     null_class: u32,
 }
 
@@ -126,7 +128,7 @@ impl Run<'_> {
         x.iter_mut().for_each(|v| *v = (f64::from(*v) * table.init_noise_sigma) as f32);
         let options = SamplingOptions {
             table: Arc::new(table),
-            guidance: self.guidance.as_ref().map(|guidance| guidance.scale.into()),
+            guidance: self.guidance.as_ref().map(|g| diffusion::Guidance { scale: g.scale, rescale: g.rescale }),
             noise: if noise.is_some() { NoiseSource::Given } else { NoiseSource::Philox },
             levels: Levels::Rounded,
             classifier: self

@@ -112,6 +112,24 @@ pub fn results(case: &Case, backend: &dyn Backend, gradients: bool, seed: u64, o
     outputs.chain(gradients).map(result).collect()
 }
 
+/// Rows of a table by timesteps: whole ones, halves, and some beyond either end, which meet the nearest row.
+pub fn check_rows_of_timesteps(backend: &dyn Backend) {
+    let (times, rows) = ([0.0, 59.0, 17.0, 2.5, 3.5, 2.6, 60.0, -3.0, 1e9], [0, 59, 17, 2, 4, 3, 59, 0, 59]);
+    let mut graph = Graph::new();
+    let t = graph.input("t", [times.len()], DType::F32);
+    let table = graph.input("table", [60, 3], DType::F32);
+    let index = graph.apply(Op::TimestepIndex { count: 60 }, &[t]).unwrap();
+    let row = graph.apply(Op::Embedding, &[table, index]).unwrap();
+    graph.keep(row);
+    let mut exe = backend.compile(Plan::new(graph)).unwrap();
+    exe.write_f32(t, &times).unwrap();
+    let values: Vec<f32> = (0..180).map(|v| v as f32).collect();
+    exe.write_f32(table, &values).unwrap();
+    exe.run().unwrap();
+    let expected: Vec<f64> = rows.iter().flat_map(|row| (0..3).map(move |c| f64::from(3 * row + c))).collect();
+    assert_eq!(exe.read_f64(row).unwrap(), expected, "{}", backend.name());
+}
+
 /// Runs a case on a backend and judges every result by the rule of the backend's precision; returns how many there
 /// were.
 pub fn compare(case: &Case, backend: &dyn Backend, gradients: bool, seed: u64) -> Result<usize, String> {

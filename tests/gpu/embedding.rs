@@ -9,11 +9,18 @@ use warpdiff::reference::Reference;
 
 use crate::common::Operand::{Integers, Random, Values};
 use crate::common::gpu::{check, check_families, device};
-use crate::common::{Case, results};
+use crate::common::{Case, check_rows_of_timesteps, results};
 
 #[test]
 fn embeddings_match_the_reference() {
-    check_families(&["time_embedding", "fourier_embedding", "timestep_index", "embedding"], 12);
+    check_families(&["time_embedding", "fourier_embedding", "embedding"], 10);
+}
+
+#[test]
+fn timesteps_meet_their_rows() {
+    for precision in [Precision::F32, Precision::Bf16] {
+        check_rows_of_timesteps(&Gpu::new(device(), precision));
+    }
 }
 
 /// Repeated, missing and last rows; more indices than a warp has lanes; more columns than a block has threads.

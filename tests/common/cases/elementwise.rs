@@ -119,10 +119,6 @@ pub(super) fn forward_only() -> Vec<Case> {
             vec![Operand::Values(vec![1, 2, 2, 3], x)],
         ));
     }
-    for (count, t) in [(1000, vec![0.0, 999.0, 417.0]), (60, vec![2.4, 2.6, 59.0, 60.0, -3.0, 1e9])] {
-        let id = format!("timestep_index/{count}");
-        cases.push(Case::new(id, Op::TimestepIndex { count }, vec![Operand::Values(vec![t.len()], t)]));
-    }
     for len in [1, 7, 300] {
         cases.push(Case::new(format!("constant/{len}"), Op::Constant { len, value: -1.25 }, Vec::new()));
     }
