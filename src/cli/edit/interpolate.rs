@@ -33,8 +33,8 @@ pub(super) struct Args {
     /// How the images get their latents.
     #[arg(long, value_enum, default_value = "ddim")]
     encode: Encoder,
-    /// How far into noise: the share of the steps.
-    #[arg(long, default_value_t = 1.0)]
+    /// How far into noise: the share of the steps. The last levels before pure noise hold next to nothing of an image.
+    #[arg(long, default_value_t = 0.95)]
     strength: f64,
     #[command(flatten)]
     options: Options,
@@ -42,6 +42,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args, quiet: bool) -> Result<()> {
     let job = Job::open(&args.model, &args.options, quiet)?;
+    let job = if args.encode == Encoder::Ddim { job.unclipped() } else { job };
     let shape = job.image_shape()?;
     let length = shape.iter().product::<usize>();
     let ends = images::read(&[args.from.clone(), args.to.clone()], shape, args.options.fit)?;

@@ -114,6 +114,13 @@ impl<'a> Job<'a> {
         }
     }
 
+    /// The same without a limit on x_0: a clipped step forgets what it clipped, and the way back cannot know it.
+    fn unclipped(mut self) -> Self {
+        self.scheduler.clip_sample = false;
+        self.scheduler.thresholding = false;
+        self
+    }
+
     /// Channels, height and width of the model's images.
     fn image_shape(&self) -> Result<[usize; 3]> {
         let (h, w) = self.model.config.height_width().ok_or(SampleError::NoSize)?;

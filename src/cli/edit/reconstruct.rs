@@ -16,8 +16,8 @@ pub(super) struct Args {
     /// Images: PNG, JPEG, or .npz.
     #[arg(required = true)]
     images: Vec<PathBuf>,
-    /// How far into noise: the share of the steps.
-    #[arg(long, default_value_t = 1.0)]
+    /// How far into noise: the share of the steps. The last levels before pure noise hold next to nothing of the image.
+    #[arg(long, default_value_t = 0.95)]
     strength: f64,
     #[command(flatten)]
     options: Options,
@@ -47,7 +47,7 @@ impl Error {
 }
 
 pub(super) fn run(args: &Args, quiet: bool) -> Result<()> {
-    let job = Job::open(&args.model, &args.options, quiet)?;
+    let job = Job::open(&args.model, &args.options, quiet)?.unclipped();
     let shape = job.image_shape()?;
     let length = shape.iter().product::<usize>();
     let images = images::read(&args.images, shape, args.options.fit)?;
