@@ -1,9 +1,12 @@
 //! Configurations from anywhere: whatever the text, no panic and no memory worth speaking of.
+//!
+//! `WARPDIFF_FUZZ_SECONDS=600 cargo test --test config_fuzz -- --nocapture` goes on for so long, from another seed each time.
 
 mod common;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 use common::memory::{Counting, peak_bytes};
 use common::models::{oblong, scheduler, tiny, wide};
@@ -14,6 +17,7 @@ use warpdiff::backend::{Backend, cpu::Cpu};
 use warpdiff::diffusion::{
     LossWeighting, Objective, PredictionType, Schedule, SchedulerConfig, TrainingObjective, VarianceType,
 };
+use warpdiff::model::adm::Flags;
 use warpdiff::program::{Batch, ForwardProgram, TrainingInputs, TrainingOptions, TrainingProgram};
 use warpdiff::unet::{DownBlock, SampleSize, UNetConfig, UpBlock};
 
@@ -47,6 +51,15 @@ fn value() -> impl Strategy<Value = Value> {
         Just("identity"),
         Just("squaredcos_cap_v2"),
         Just("laplace"),
+        Just("AttnSkipDownBlock2D"),
+        Just("SkipUpBlock2D"),
+        Just("KDownBlock2D"),
+        Just("KCrossAttnUpBlock2D"),
+        Just("learned"),
+        Just("gelu"),
+        Just("mish"),
+        Just("trailing"),
+        Just("sde-dpmsolver++"),
         Just("v_prediction"),
         Just("learned_range"),
         Just("")
@@ -90,7 +103,21 @@ fn networks() -> Vec<String> {
     let mut classes: Value = serde_json::from_str(&tiny().to_json()).unwrap();
     let more: Value = serde_json::from_str(timestep).unwrap();
     classes.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-    [tiny().to_json(), wide().to_json(), everything.to_json(), classes.to_string()].into()
+    // Skip and K blocks, whose rules are their own.
+    let [skip, k] = [
+        include_str!("cases/q10_ncsnpp/model/config.json"),
+        include_str!("cases/q20_kblocks_gelu/model/unet/config.json"),
+    ];
+    [tiny().to_json(), wide().to_json(), everything.to_json(), classes.to_string(), skip.into(), k.into()].into()
+}
+
+fn flags() -> Vec<String> {
+    [
+        include_str!("cases_adm/a02_guided_neworder/model/flags.json"),
+        include_str!("cases_adm/a05_superres/model/flags.json"),
+    ]
+    .map(String::from)
+    .into()
 }
 
 fn schedules() -> Vec<String> {
@@ -99,6 +126,7 @@ fn schedules() -> Vec<String> {
 }
 
 static PLANNED: AtomicUsize = AtomicUsize::new(0);
+static FLAGGED: AtomicUsize = AtomicUsize::new(0);
 static RUN: AtomicUsize = AtomicUsize::new(0);
 static TRAINED: AtomicUsize = AtomicUsize::new(0);
 static SAMPLED: AtomicUsize = AtomicUsize::new(0);
@@ -141,6 +169,16 @@ fn try_training(config: &UNetConfig, batch: Batch) {
     }
 }
 
+/// Reads the flags of a checkpoint; what they describe is tried as any network is.
+fn try_flags(text: &str) {
+    let (config, peak) = peak_bytes(|| Flags::parse(text, "flags.json").and_then(|flags| flags.network()).ok());
+    check_peak(peak, text);
+    if let Some(network) = config {
+        FLAGGED.fetch_add(1, Relaxed);
+        try_network(&network.config.to_json());
+    }
+}
+
 fn try_schedule(text: &str) {
     let ((), peak) = peak_bytes(|| {
         let Ok(config) = SchedulerConfig::from_json(text) else { return };
@@ -156,33 +194,41 @@ fn try_schedule(text: &str) {
 /// One test, since the memory that is counted is of the whole process.
 #[test]
 fn configurations_from_anywhere() {
-    let cases = |n| ProptestConfig { cases: n, failure_persistence: None, ..ProptestConfig::default() };
-    let rng = || TestRng::deterministic_rng(RngAlgorithm::ChaCha);
-    let run = |n| TestRunner::new_with_rng(cases(n), rng());
     huge_values_are_refused_by_name();
     // The texts that all others are made of.
-    let mut accepted = 0;
     for text in networks() {
-        accepted += usize::from(UNetConfig::from_json(&text).is_ok());
+        UNetConfig::from_json(&text).unwrap();
         try_network(&text);
     }
-    accepted += schedules().iter().filter(|text| SchedulerConfig::from_json(text).is_ok()).count();
-    assert_eq!(accepted, 7);
+    schedules().iter().for_each(|text| drop(SchedulerConfig::from_json(text).unwrap()));
+    for text in flags() {
+        Flags::parse(&text, "flags.json").unwrap().network().unwrap();
+        try_flags(&text);
+    }
+    let seconds = std::env::var("WARPDIFF_FUZZ_SECONDS").ok().map(|s| s.parse().unwrap());
+    let Some(until) = seconds.map(|s| Instant::now() + Duration::from_secs(s)) else {
+        return report(|| pass(&TestRng::deterministic_rng(RngAlgorithm::ChaCha)));
+    };
+    report(|| {
+        while Instant::now() < until {
+            pass(&TestRng::from_seed(RngAlgorithm::ChaCha, &rand::random::<[u8; 32]>()));
+        }
+    });
+}
 
-    run(6000)
-        .run(&edited(networks()), |json| {
-            try_network(&json.to_string());
+/// Thousands of edited, damaged and random texts.
+fn pass(rng: &TestRng) {
+    let cases = |n| ProptestConfig { cases: n, failure_persistence: None, ..ProptestConfig::default() };
+    let run = |n| TestRunner::new_with_rng(cases(n), rng.clone());
+    for (texts, attempt) in [(networks(), try_network as fn(&str)), (schedules(), try_schedule), (flags(), try_flags)] {
+        let each = |json: Value| {
+            attempt(&json.to_string());
             Ok(())
-        })
-        .unwrap();
-    run(6000)
-        .run(&edited(schedules()), |json| {
-            try_schedule(&json.to_string());
-            Ok(())
-        })
-        .unwrap();
+        };
+        run(6000).run(&edited(texts), each).unwrap();
+    }
     let cut = (
-        prop::sample::select([networks(), schedules()].concat()),
+        prop::sample::select([networks(), schedules(), flags()].concat()),
         any::<prop::sample::Index>(),
         any::<u8>(),
         any::<bool>(),
@@ -197,25 +243,33 @@ fn configurations_from_anywhere() {
                 bytes[at] = byte
             }
             let text = String::from_utf8_lossy(&bytes);
-            try_network(&text);
-            try_schedule(&text);
+            [try_network, try_schedule, try_flags].map(|attempt: fn(&str)| attempt(&text));
             Ok(())
         })
         .unwrap();
     let bytes = prop::collection::vec(any::<u8>(), 0..64);
     run(1000)
         .run(&bytes, |bytes| {
-            try_network(&String::from_utf8_lossy(&bytes));
-            try_schedule(&String::from_utf8_lossy(&bytes));
+            let text = String::from_utf8_lossy(&bytes);
+            [try_network, try_schedule, try_flags].map(|attempt: fn(&str)| attempt(&text));
             Ok(())
         })
         .unwrap();
+}
+
+/// Runs passes and says what they reached.
+fn report(passes: impl FnOnce()) {
+    passes();
     let [planned, ran, trained, sampled, most] = [&PLANNED, &RUN, &TRAINED, &SAMPLED, &MOST].map(|n| n.load(Relaxed));
+    let flagged = FLAGGED.load(Relaxed);
     println!(
-        "{planned} networks planned, {ran} run, {trained} trained, {sampled} samplers built, at most {} MiB",
+        "{planned} networks planned, {flagged} of them from flags, {ran} run, {trained} trained, {sampled} samplers built, at most {} MiB",
         most >> 20
     );
-    assert!(planned > 1000 && ran > 500 && trained > 300 && sampled > 1000, "{planned} {ran} {trained} {sampled}");
+    assert!(
+        planned > 1000 && ran > 500 && trained > 300 && sampled > 1000 && flagged > 500,
+        "{planned} {ran} {trained} {sampled} {flagged}"
+    );
 }
 
 /// One key at a time, all others as they are: huge values are refused by name, before anything is planned.
@@ -255,7 +309,7 @@ fn huge_values_are_refused_by_name() {
         null_class: None,
         ..wide()
     };
-    let begin = std::time::Instant::now();
+    let begin = Instant::now();
     let batch = Batch { n: 1, h: 8192, w: 8192 };
     let (program, peak) = peak_bytes(|| ForwardProgram::new(&config, batch, false));
     println!(

@@ -12,6 +12,7 @@ use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 use warpdiff::data::{self, Dataset, OpenOptions};
+use warpdiff::io::npz_read::NpzFile;
 use warpdiff::io::{HostTensor, TensorData, TensorFile, WeightSource, safetensors_write};
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
@@ -440,6 +441,54 @@ fn pictures() {
         // A picture, its converted copy and the decoder's own buffers, each of up to 2048 bytes for a byte of the file.
         fuzz(&path, &valid, 2_000, 4 * 2048, || read_all(data::open(name, &options)));
     }
+}
+
+/// An array file: its header, padded to 64 bytes as NumPy does, and its elements.
+fn npy(descr: &str, shape: &str, elements: &[u8]) -> Vec<u8> {
+    let mut header = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}");
+    while !(10 + header.len() + 1).is_multiple_of(64) {
+        header.push(' ');
+    }
+    header.push('\n');
+    let length = (header.len() as u16).to_le_bytes();
+    [b"\x93NUMPY\x01\x00", &length[..], header.as_bytes(), elements].concat()
+}
+
+#[test]
+fn npz() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("samples.npz");
+    let archive = |members: &[(&str, Vec<u8>)]| {
+        let mut writer = ZipWriter::new(std::io::Cursor::new(Vec::new()));
+        for (name, bytes) in members {
+            let stored = SimpleFileOptions::default().compression_method(CompressionMethod::Stored);
+            writer.start_file(*name, stored).unwrap();
+            writer.write_all(bytes).unwrap();
+        }
+        writer.finish().unwrap().into_inner()
+    };
+    let images = npy("|u1", "(3, 2, 5, 3)", &[7; 90]);
+    let labels = npy("<i8", "(3,)", &[1; 24]);
+    let valid = [
+        archive(&[("arr_0.npy", images.clone())]),
+        archive(&[("arr_0.npy", images), ("arr_1.npy", labels), ("warpdiff.json", br#"{"seed": 1}"#.to_vec())]),
+        archive(&[("arr_0.npy", npy("<f4", "()", &[0; 4]))]),
+    ];
+    fuzz(&path, &valid, 4_000, 64, || {
+        let Ok(mut file) = NpzFile::open(&path) else { return false };
+        let mut text = file.text("warpdiff.json").is_ok();
+        for name in ["arr_0", "arr_1"] {
+            match file.array(name) {
+                Ok(Some(mut array)) => {
+                    let elements: usize = array.shape.iter().product();
+                    text &= array.read(&mut vec![0; elements * array.dtype.width()]).is_ok();
+                }
+                Ok(None) => text &= name == "arr_1",
+                Err(_) => text = false,
+            }
+        }
+        text
+    });
 }
 
 /// Checksums hide most damage to a PNG's chunks from the decoder behind them; here they are right again.

@@ -22,6 +22,7 @@ struct GlobalNormArgs {
     grads: DevicePtr,
     partial: DevicePtr,
     norm: DevicePtr,
+    ticket: DevicePtr,
     count: u64,
     chunks: u32,
     chunk_values: u32,
@@ -66,12 +67,12 @@ fn global_norm(ctx: &mut Lowering, node: &Node) {
         grads,
         partial: ctx.scratch(size_of::<f64>() * chunks as usize),
         norm: ctx.ptr(node.outputs[0]),
+        ticket: ctx.counters(1),
         count,
         chunks,
         chunk_values: NORM_CHUNK,
     };
-    ctx.launch("global_norm_chunk", [chunks, 1, 1], BLOCK, 0, &args);
-    ctx.launch("global_norm_total", [1, 1, 1], BLOCK, 0, &args);
+    ctx.launch("global_norm", [chunks, 1, 1], BLOCK, 0, &args);
 }
 
 fn adamw(ctx: &mut Lowering, node: &Node, o: &AdamW) {
