@@ -141,7 +141,8 @@ fn plot(path: &std::path::Path, model: &str, evaluation: &Evaluation) -> Result<
         title: format!("{model}: {:.4} bits/dim over {} images", summary.bits_per_dim, summary.images),
         x_name: "timestep",
         panels: vec![
-            panel("L_t in bits/dim", curve(|t| t.bits_per_dim)),
+            // L_0 is another kind of term, often many powers of ten away.
+            panel("L_t in bits/dim", curve(|t| if t.t > 0 { t.bits_per_dim } else { f64::NAN })),
             panel("MSE of eps", curve(|t| t.eps_mse)),
             panel("MSE of x_0", curve(|t| t.x0_mse)),
         ],
