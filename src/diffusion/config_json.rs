@@ -535,6 +535,10 @@ mod tests {
     #[test]
     fn every_written_config_reads_back() {
         for sampler in SamplerKind::ALL {
+            // It has no timesteps to space.
+            if sampler == SamplerKind::ScoreSde {
+                continue;
+            }
             let mut config = SchedulerConfig::new(sampler);
             config.timestep_spacing = Some(sampler.default_spacing());
             assert_eq!(SchedulerConfig::from_json(&config.to_json()).unwrap(), config);

@@ -5,7 +5,7 @@
 pub enum Border {
     /// Zeros.
     Zero,
-    /// The image mirrored at its outermost pixels, which are not repeated: x[-1] = x[1].
+    /// The image mirrored at its outermost pixels, which are not repeated: `x[-1] = x[1]`.
     Mirror,
     /// The gradient of [`Border::Mirror`]: what falls outside of the result is added to the pixel that was mirrored there.
     Fold,
