@@ -102,6 +102,12 @@ impl<'a> Job<'a> {
         let backend = options.device.backend()?;
         interrupt::listen()?;
         let model = model.open()?;
+        if model.scheduler.sampler == SamplerKind::ScoreSde {
+            bail!(
+                "edits walk a chain of betas, and the model's scheduler, {}, has none; `warpdiff sample` draws from it",
+                model.scheduler.sampler.class_name()
+            );
+        }
         let mut scheduler = model.scheduler.with_sampler(SamplerKind::Ddim);
         if scheduler.compat == Compat::GuidedDiffusion {
             // Edits walk the training timesteps, which a respaced chain has not.
