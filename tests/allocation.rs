@@ -56,7 +56,8 @@ fn replaying_allocates_nothing() {
         });
 
         let table = Arc::new(StepTable::build(&scheduler(&config, 50), 10, 0.0).unwrap());
-        let options = SamplingOptions { guidance: Some(2.0.into()), ..SamplingOptions::new(table, NoiseSource::Philox) };
+        let options =
+            SamplingOptions { guidance: Some(2.0.into()), ..SamplingOptions::new(table, NoiseSource::Philox) };
         let program = SamplingProgram::new(&config, batch, &options).unwrap();
         let mut exe = compiled(&program.plan, threads);
         check("sampling", exe.as_mut(), |exe| {

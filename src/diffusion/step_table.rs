@@ -503,8 +503,8 @@ mod tests {
     fn packing_keeps_the_order() {
         let row = StepRow { q: 8.0, r: 9.0, keep: KEEP, snr: 10.0, ..ROW };
         let expected = [
-            7.0, 2.0, -1.0, 0.5, 0.25, 0.125, -0.5, 0.1, -4.0, -2.0, 1.0, 8.0, 9.0, 1.5, -2.5, 3.5, 0.75, 0.5, 0.5, 3.0,
-            10.0, 0.0,
+            7.0, 2.0, -1.0, 0.5, 0.25, 0.125, -0.5, 0.1, -4.0, -2.0, 1.0, 8.0, 9.0, 1.5, -2.5, 3.5, 0.75, 0.5, 0.5,
+            3.0, 10.0, 0.0,
         ];
         assert_eq!(row.packed(), expected);
         let table = StepTable { rows: vec![row, row], ..StepTable::default() };

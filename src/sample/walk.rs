@@ -86,8 +86,10 @@ impl Walk {
         let batch = Batch { n: batch, h, w };
         let labels = guide.labels(model, batch.n)?;
         let table = Arc::new(table);
-        let options =
-            SamplingOptions { guidance: guide.scale.map(Into::into), ..SamplingOptions::new(Arc::clone(&table), NoiseSource::Philox) };
+        let options = SamplingOptions {
+            guidance: guide.scale.map(Into::into),
+            ..SamplingOptions::new(Arc::clone(&table), NoiseSource::Philox)
+        };
         let program = SamplingProgram::new(&model.config, batch, &options)?;
         let mut exe = backend.compile(program.plan.clone())?;
         bind_weights(exe.as_mut(), &model.weights()?)?;
