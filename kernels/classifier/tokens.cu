@@ -1,5 +1,6 @@
 // Tokens of a classifier's attention pool (Dhariwal & Nichol 2021): the mean of an image's pixels, then each of them, plus
-// a vector for each place; the gradient of that; the first token of a row, and its gradient.
+// a vector for each place; the gradient of that; the first token of a row, and its gradient; a vector at every pixel, the
+// gradient of their sum.
 //
 // Shapes: images [N, P, C], tokens [N, P + 1, C], positions [C, P + 1] f32, vectors [N, C]. Layout: dense NHWC.
 // Shared memory: none. A thread has one channel of an image and walks its tokens, so that neighbours read neighbours.
@@ -85,6 +86,18 @@ template <class T> __device__ void first_token_grad(const TokenArgs& args) {
     }
 }
 
+template <class T> __device__ void spread_pixels(const TokenArgs& args) {
+    const Column column = column_of_thread(args);
+    if (!column.inside) {
+        return;
+    }
+    const T v = static_cast<const T*>(args.x)[column.vector];
+    T* y = static_cast<T*>(args.y) + column.pixel;
+    for (uint32_t p = 1; p < args.tokens; ++p) {
+        y[uint64_t(p - 1) * args.channels] = v;
+    }
+}
+
 } // namespace
 
 KERNEL(pool_tokens_f32, TokenArgs, 256) { pool_tokens<float>(args); }
@@ -95,3 +108,5 @@ KERNEL(first_token_f32, TokenArgs, 256) { first_token<float>(args); }
 KERNEL(first_token_bf16, TokenArgs, 256) { first_token<bf16>(args); }
 KERNEL(first_token_grad_f32, TokenArgs, 256) { first_token_grad<float>(args); }
 KERNEL(first_token_grad_bf16, TokenArgs, 256) { first_token_grad<bf16>(args); }
+KERNEL(spread_pixels_f32, TokenArgs, 256) { spread_pixels<float>(args); }
+KERNEL(spread_pixels_bf16, TokenArgs, 256) { spread_pixels<bf16>(args); }

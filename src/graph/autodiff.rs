@@ -187,6 +187,10 @@ impl Tape<'_> {
                 let size = self.graph.shape(x[0]).height_width();
                 self.emit(Op::PoolTokensGrad { size }, &[dy], &x[..1])
             }
+            Op::SumPixels => {
+                let size = self.graph.shape(x[0]).height_width();
+                self.emit(Op::SpreadPixels { size }, &[dy], x)
+            }
             Op::FirstToken => {
                 let tokens = self.graph.shape(x[0]).pixels();
                 self.emit(Op::FirstTokenGrad { tokens }, &[dy], x)

@@ -269,6 +269,12 @@ impl Check<'_> {
                 let x = self.shape(0);
                 act([x.batch(), x.channels()].into())
             }
+            Op::SpreadPixels { size: (h, w) } => {
+                self.count(1)?;
+                let v = self.shape(0);
+                self.require(v.rank() == 2, || format!("takes one vector an image, got {v}"))?;
+                act([v.batch(), *h, *w, v.channels()].into())
+            }
             Op::AbsMax => {
                 self.count(1)?;
                 vec![([1].into(), F32)]

@@ -292,6 +292,11 @@ pub enum Op {
     AddPerImage,
     /// `[N,H,W,C] -> [N,C]`: sums over the pixels.
     SumPixels,
+    /// `[N,C] -> [N,H,W,C]`: the vector of an image at each of its pixels, the gradient of their sum.
+    SpreadPixels {
+        /// H and W.
+        size: (usize, usize),
+    },
     /// `x [..] -> [1]`: the largest magnitude, in f32; NaN if there is one.
     AbsMax,
     /// `x -> mul * x + add`.
@@ -393,6 +398,7 @@ impl Op {
             Op::Add => "add",
             Op::AddPerImage => "add_per_image",
             Op::SumPixels => "sum_pixels",
+            Op::SpreadPixels { .. } => "spread_pixels",
             Op::AbsMax => "abs_max",
             Op::Affine { .. } => "affine",
             Op::DivideByTime => "divide_by_time",

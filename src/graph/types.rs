@@ -37,6 +37,7 @@ impl Op {
             | Op::Slice { .. }
             | Op::Activation(_)
             | Op::SumPixels
+            | Op::SpreadPixels { .. }
             | Op::AbsMax
             | Op::Affine { .. } => vec![Act],
             Op::PoolTokens => vec![Act, F32],

@@ -13,6 +13,10 @@ pub(super) fn eval(op: &Op, x: &[Tensor], out: Shape) -> Vec<Vec<f64>> {
             let token = |i: usize, token: usize| x[0].data[image(i) + token * c + i % c];
             vec![(0..out.numel()).map(|i| token(i, i / c % pixels + 1) + token(i, 0) / pixels as f64).collect()]
         }
+        Op::SpreadPixels { .. } => {
+            let (c, image) = (out.channels(), out.pixels() * out.channels());
+            vec![(0..out.numel()).map(|i| x[0].data[i / image * c + i % c]).collect()]
+        }
         Op::FirstToken => {
             let tokens = x[0].shape.pixels();
             let c = out.channels();

@@ -272,6 +272,7 @@ fn eval(op: &Op, x: &[Tensor], out: &[Shape]) -> Vec<Vec<f64>> {
         | Op::PoolTokensGrad { .. }
         | Op::FirstToken
         | Op::FirstTokenGrad { .. }
+        | Op::SpreadPixels { .. }
         | Op::LogProbability => classifier::eval(op, x, out[0]),
         _ => vec![pointwise::eval(op, x, out[0])],
     }

@@ -71,11 +71,17 @@ pub fn build(graph: &mut Graph, config: &UNetConfig, inputs: UNetInputs) -> Resu
     network.forward(inputs)
 }
 
-/// Appends the encoder and the middle block, with the last norm and its activation: what a classifier looks at.
+/// Appends the encoder and the middle block: what a classifier looks at. The results are those of the blocks that ADM numbers,
+/// first the first convolution's, last the middle block's.
 ///
 /// # Errors
 /// As [`build`].
-pub(super) fn encode(graph: &mut Graph, config: &UNetConfig, x: ValueId, t: ValueId) -> Result<ValueId, ConfigError> {
+pub(super) fn encode(
+    graph: &mut Graph,
+    config: &UNetConfig,
+    x: ValueId,
+    t: ValueId,
+) -> Result<Vec<ValueId>, ConfigError> {
     config.validate()?;
     let (h, w) = graph.shape(x).height_width();
     config.check_size(h, w)?;
@@ -84,14 +90,12 @@ pub(super) fn encode(graph: &mut Graph, config: &UNetConfig, x: ValueId, t: Valu
     let embedding = network.embedding(&inputs)?;
     network.b.set_embedding(embedding)?;
     let mut h = network.b.conv("conv_in", x, config.block_out_channels[0], ConvGeometry::SAME_3X3)?;
-    let mut skips = Vec::new();
+    let mut results = vec![h];
     for level in 0..config.block_out_channels.len() {
-        h = network.down(level, h, &mut skips)?;
+        h = network.down(level, h, &mut results)?;
     }
-    h = network.middle(h)?;
-    let groups = config.groups(network.b.graph.shape(h).channels());
-    h = network.b.norm("conv_norm_out", h, None, groups)?;
-    Ok(network.b.graph.silu(h)?)
+    results.push(network.middle(h)?);
+    Ok(results)
 }
 
 /// A network while it is built.

@@ -2,14 +2,19 @@
 
 use super::builder::encode;
 use super::{ConfigError, UNetConfig};
-use crate::graph::{DType, Graph, Op, ParamSpec, ValueId, fuse::fuse};
+use crate::graph::{Activation, DType, Graph, Op, ParamSpec, ValueId, fuse::fuse};
 
 /// What makes a vector of the encoder's result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClassifierPool {
     /// Attention of the mean over all pixels to every pixel, with learned positions.
     Attention,
+    /// The means over the pixels of every block's result, and a network of two layers.
+    Spatial,
 }
+
+/// Width of the hidden layer of [`ClassifierPool::Spatial`].
+const HIDDEN: usize = 2048;
 
 /// A classifier of noisy images.
 #[derive(Clone, Debug, PartialEq)]
@@ -60,9 +65,42 @@ pub fn build_classifier(
     t: ValueId,
 ) -> Result<ValueId, ConfigError> {
     let from = graph.mark();
-    let h = encode(graph, &config.encoder, x, t)?;
-    let ClassifierPool::Attention = config.pool;
+    let results = encode(graph, &config.encoder, x, t)?;
+    let logits = match (config.pool, results.last()) {
+        (ClassifierPool::Attention, Some(&h)) => attention_pool(graph, config, h)?,
+        _ => spatial_pool(graph, config, &results)?,
+    };
+    graph.prefix_since(from, CLASSIFIER_PREFIX);
+    Ok(logits)
+}
+
+/// A layer over the means of all blocks' results, ReLU, and another layer.
+fn spatial_pool(graph: &mut Graph, config: &ClassifierConfig, results: &[ValueId]) -> Result<ValueId, ConfigError> {
+    graph.set_scope("out");
+    let mut features = None;
+    for &result in results {
+        let sum = graph.apply(Op::SumPixels, &[result])?;
+        let mean = graph.scale(sum, 1.0 / graph.shape(result).pixels() as f64)?;
+        features = Some(match features {
+            None => mean,
+            Some(before) => graph.apply(Op::Concat, &[before, mean])?,
+        });
+    }
+    let Some(features) = features else {
+        return Err(ConfigError::Invalid { key: "classifier", detail: "its encoder has no block".into() });
+    };
+    let hidden = linear(graph, "out.0", features, HIDDEN, &[])?;
+    let hidden = graph.apply(Op::Activation(Activation::Relu), &[hidden])?;
+    linear(graph, "out.2", hidden, config.classes, &[])
+}
+
+fn attention_pool(graph: &mut Graph, config: &ClassifierConfig, h: ValueId) -> Result<ValueId, ConfigError> {
     let c = graph.shape(h).channels();
+    graph.set_scope("out.0");
+    let [gamma, beta] = ["weight", "bias"].map(|leaf| graph.param(ParamSpec::plain(format!("out.0.{leaf}"), &[c])));
+    let encoder = &config.encoder;
+    let h = graph.group_norm(h, gamma, beta, None, encoder.groups(c), encoder.norm_eps)?;
+    let h = graph.silu(h)?;
     let width = config.encoder.attention_head_dim.unwrap_or(c);
     if width == 0 || !c.is_multiple_of(width) {
         return Err(ConfigError::Invalid {
@@ -74,20 +112,18 @@ pub fn build_classifier(
     let positions = ParamSpec::plain("out.2.positional_embedding", &[c, graph.shape(h).pixels() + 1]);
     let positions = graph.param(positions);
     let tokens = graph.apply(Op::PoolTokens, &[h, positions])?;
-    let qkv = convolution(graph, "out.2.qkv_proj", tokens, 3 * c)?;
+    let qkv = linear(graph, "out.2.qkv_proj", tokens, 3 * c, &[1])?;
     let mixed = graph.apply(Op::Attention { heads: c / width }, &[qkv])?;
     let first = graph.apply(Op::FirstToken, &[mixed])?;
-    let logits = convolution(graph, "out.2.c_proj", first, config.classes)?;
-    graph.prefix_since(from, CLASSIFIER_PREFIX);
-    Ok(logits)
+    linear(graph, "out.2.c_proj", first, config.classes, &[1])
 }
 
-/// A one-dimensional convolution over tokens whose kernel has one element: a linear layer.
-fn convolution(graph: &mut Graph, name: &str, x: ValueId, out: usize) -> Result<ValueId, ConfigError> {
+/// A linear layer; the file's weight has `kernel` as its last extents, where it is a convolution of one element there.
+fn linear(graph: &mut Graph, name: &str, x: ValueId, out: usize, kernel: &[usize]) -> Result<ValueId, ConfigError> {
     graph.set_scope(name);
     let c = graph.shape(x).channels();
     let mut weight = ParamSpec::plain(format!("{name}.weight"), &[out, c]);
-    weight.parts[0].file_shape.push(1);
+    weight.parts[0].file_shape.extend(kernel);
     let weight = graph.param(weight);
     let bias = graph.param(ParamSpec::plain(format!("{name}.bias"), &[out]));
     Ok(graph.linear(x, weight, Some(bias))?)

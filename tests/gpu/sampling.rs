@@ -97,6 +97,7 @@ impl Setting {
             picture: Some(self.levels),
             classifier_scale: None,
         };
+        let levels = sampler.levels();
         let history = self.table.history();
         let mut state = |name: &str, used: bool| used.then(|| graph.state(name, self.shape, DType::F32));
         let states: Vec<ValueId> =
@@ -121,7 +122,7 @@ impl Setting {
         exe.write_u32(step, &[0]).unwrap();
         exe.write_u32(index, &(0..n as u32).map(|i| 1_000_000 + 3 * i).collect::<Vec<_>>()).unwrap();
         exe.write_u32(key, &[3, 4]).unwrap();
-        Loop { exe, x, x0, states, step, picture: results[2], t, model, z, levels: self.levels }
+        Loop { exe, x, x0, states, step, picture: results[2], t, model, z, levels }
     }
 
     /// The model's output of a step: normals, or positive variances in the upper channels where they are read directly.

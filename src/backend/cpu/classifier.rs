@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use crate::graph::{Op, Shape};
 
-/// Moves pixels to tokens or back; `x` and `out` are the shapes of the first operand and of the result.
+/// Moves pixels to tokens or back, and vectors to pixels; `x` and `out` are the shapes of the first operand and of the result.
 pub(super) fn tokens(op: &Op, x: Shape, out: Shape, [a, positions]: [&[f32]; 2], y: &mut [f32]) {
     let c = out.channels();
     let images = a.par_chunks(a.len() / x.batch()).zip(y.par_chunks_mut(y.len() / out.batch()));
@@ -17,6 +17,9 @@ pub(super) fn tokens(op: &Op, x: Shape, out: Shape, [a, positions]: [&[f32]; 2],
                 pixel.iter_mut().zip(token).zip(mean).for_each(|((pixel, token), mean)| *pixel = token + share * mean);
             }
         }),
+        Op::SpreadPixels { .. } => {
+            images.for_each(|(vector, image)| image.chunks_mut(c).for_each(|pixel| pixel.copy_from_slice(vector)));
+        }
         Op::FirstToken => images.for_each(|(tokens, first)| first.copy_from_slice(&tokens[..c])),
         _ => images.for_each(|(first, tokens)| {
             tokens[..c].copy_from_slice(first);

@@ -225,7 +225,11 @@ impl CpuExecutable {
                 let ([x], [picture]) = self.memory.split([out(0)], [picture]);
                 sampling::picture(x, s.picture.unwrap_or_default(), bytes_mut(picture));
             }
-            Op::PoolTokens | Op::PoolTokensGrad { .. } | Op::FirstToken | Op::FirstTokenGrad { .. } => {
+            Op::PoolTokens
+            | Op::PoolTokensGrad { .. }
+            | Op::FirstToken
+            | Op::FirstTokenGrad { .. }
+            | Op::SpreadPixels { .. } => {
                 let ([x, positions], [y]) = self.memory.split([inp(0), inp(1)], [out(0)]);
                 classifier::tokens(&node.op, shape(node.inputs[0]), shape(node.outputs[0]), [x, positions], y);
             }

@@ -122,8 +122,9 @@ pub(super) fn classifier(flags: &Flags) -> Result<ClassifierConfig, ModelError> 
     };
     let pool = match flags.text("classifier_pool", "attention").as_str() {
         "attention" => ClassifierPool::Attention,
+        "spatial" => ClassifierPool::Spatial,
         other => {
-            let problem = format!("classifier_pool = {other:?} is not supported; supported: attention");
+            let problem = format!("classifier_pool = {other:?} is not supported; supported: attention, spatial");
             return Err(flags.refused(problem));
         }
     };

@@ -20,6 +20,7 @@ pub(super) fn heads() -> Vec<Case> {
             Op::PoolTokensGrad { size: (h, w) },
             vec![random(&row)],
         ));
+        cases.push(Case::new(format!("spread_pixels/{id}"), Op::SpreadPixels { size: (h, w) }, vec![random(&[n, c])]));
         cases.push(Case::new(format!("first_token/{id}"), Op::FirstToken, vec![random(&row)]));
         cases.push(Case::new(format!("first_token_grad/{id}"), Op::FirstTokenGrad { tokens }, vec![random(&[n, c])]));
     }

@@ -39,6 +39,8 @@ pub(super) fn lower(ctx: &mut Lowering, node: &Node) -> Result<(), BackendError>
     let tokens = match node.op {
         Op::PoolTokens | Op::FirstTokenGrad { .. } => y.pixels(),
         Op::PoolTokensGrad { .. } | Op::FirstToken => x.pixels(),
+        // As if a token were before the pixels.
+        Op::SpreadPixels { .. } => y.pixels() + 1,
         Op::LogProbability => {
             log_probability(ctx, node);
             return Ok(());

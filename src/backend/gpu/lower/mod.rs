@@ -207,6 +207,7 @@ fn dispatch(ctx: &mut Lowering, node: &Node) -> Result<(), BackendError> {
         | Op::PoolTokensGrad { .. }
         | Op::FirstToken
         | Op::FirstTokenGrad { .. }
+        | Op::SpreadPixels { .. }
         | Op::LogProbability => classifier::lower(ctx, node),
         Op::SamplerStep(_) | Op::StepTimestep { .. } | Op::Advance => sampling::lower(ctx, node),
         Op::GlobalNorm | Op::AdamW(_) => optim::lower(ctx, node),
