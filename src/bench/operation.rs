@@ -65,6 +65,7 @@ impl Family {
             | Op::Add
             | Op::AddPerImage
             | Op::SumPixels
+            | Op::SpreadPixels { .. }
             | Op::Affine { .. }
             | Op::DivideByTime
             | Op::Dropout { .. }
