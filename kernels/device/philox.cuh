@@ -15,6 +15,7 @@ enum Tag : uint32_t {
     label_drop = 5,
     bound_noise = 6,
     weights = 7,
+    edit_noise = 8,  // drawn on the host
     dropout = 256, // plus the layer's number
 };
 }
