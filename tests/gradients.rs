@@ -172,11 +172,6 @@ fn gradients_of_k_blocks_are_their_slopes() {
 }
 
 #[test]
-fn gradients_of_learned_times_are_their_slopes() {
-    compare_with_differences(&learned_times(), PredictionType::Epsilon, 0);
-}
-
-#[test]
 fn gradients_of_a_network_with_everything_are_its_slopes() {
     let config = UNetConfig {
         sample_size: Some(SampleSize::HeightWidth([4, 8])),
