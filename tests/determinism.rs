@@ -202,7 +202,9 @@ fn reference_and_cpu_draw_the_same_images() {
             let (fast, exact) = (draw(&cpu), draw(&Reference::default()));
             let worst = fast.iter().zip(&exact).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             println!("{sampler}, {:?}: worst difference {worst:e}", config.sample_size);
-            assert!(worst < 1e-5, "{sampler}: {worst:e}");
+            // Scores of a network without training lead far away.
+            let largest = exact.iter().fold(1.0f32, |m, v| m.max(v.abs()));
+            assert!(worst < 1e-5 * largest, "{sampler}: {worst:e} of {largest:e}");
         }
     }
 }

@@ -82,7 +82,7 @@ pub fn skip() -> UNetConfig {
 pub fn conditioned_norms() -> UNetConfig {
     UNetConfig {
         sample_size: Some(SampleSize::Side(4)),
-        block_out_channels: vec![32, 64],
+        block_out_channels: vec![32, 32],
         layers_per_block: 2,
         down_block_types: vec![DownBlock::K, DownBlock::K],
         up_block_types: vec![UpBlock::K, UpBlock::K],
@@ -98,7 +98,6 @@ pub fn learned_times() -> UNetConfig {
         sample_size: Some(SampleSize::Side(4)),
         time_embedding_type: TimeEmbeddingType::Learned,
         num_train_timesteps: Some(1000),
-        act_fn: Activation::Mish,
         ..tiny()
     }
 }
