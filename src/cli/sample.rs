@@ -183,7 +183,8 @@ pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
         }
         Ok(scales)
     })?;
-    let settings = options.settings(&model, &conditions, args.num, (backend.name(), args.device.precision.name()))?;
+    let mut settings =
+        options.settings(&model, &conditions, args.num, (backend.name(), args.device.precision.name()))?;
     let mut sampler = match args.batch {
         Some(_) => Sampler::with_conditions(&model, options, conditions, backend.as_ref())?,
         None if kind == OutputKind::Animation => {
@@ -191,6 +192,9 @@ pub(super) fn run(args: &Args, quiet: bool) -> Result<ExitCode> {
         }
         None => Sampler::fitting(&model, options, conditions, backend.as_ref())?,
     };
+    if sampler.mixes_images() {
+        settings.insert("batch".into(), sampler.batch().into());
+    }
     let names = TrainingState::read(&args.model.path)?.map(|s| s.dataset.class_names).filter(|n| !n.is_empty());
     let begin = Instant::now();
     let samples = range.len();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::{Conditions, Drawn, LabelChoice, SampleError};
 use crate::backend::snapshot::Snapshot;
 use crate::backend::{Backend, BackendError, Executable};
-use crate::diffusion::{Compat, DataRange, Guidance, SchedulerConfig, StepTable};
+use crate::diffusion::{Compat, DataRange, Guidance, NormScope, SchedulerConfig, StepTable};
 use crate::graph::{NoiseSource, Plan};
 use crate::layout::nhwc_to_nchw;
 use crate::levels::Levels;
@@ -182,6 +182,12 @@ impl Sampler {
     /// Channels, height and width of an image.
     pub fn image_shape(&self) -> [usize; 3] {
         [self.config.image_channels(), self.batch.h, self.batch.w]
+    }
+
+    /// Whether an image depends on those that it is computed with: correctors by the norms of a whole batch, as diffusers has
+    /// them.
+    pub fn mixes_images(&self) -> bool {
+        self.table.has_correctors() && self.table.norms == NormScope::Batch
     }
 
     /// Bytes that the loop holds.

@@ -8,7 +8,8 @@ use crate::model::ModelFolder;
 
 impl SampleOptions {
     /// The settings of a run over `count` samples on a device, by name. Two runs with the same settings have the same samples; how
-    /// many are computed at once and by how many threads is left out, since nothing depends on it.
+    /// many are computed at once and by how many threads is left out, since nothing depends on it unless
+    /// [`super::Sampler::mixes_images`].
     ///
     /// # Errors
     /// If the model's weights cannot be read.
@@ -39,6 +40,7 @@ impl SampleOptions {
             "seed": self.seed,
             "label": label,
             "guidance": self.guidance,
+            "guidance_rescale": self.guidance_rescale,
             "num": count,
             "device": device,
             "precision": precision,
