@@ -24,7 +24,7 @@ pub(super) fn eval(op: &Op, x: &[Tensor], out: Shape) -> Vec<Vec<f64>> {
         }
         Op::FirstTokenGrad { tokens } => {
             let c = out.channels();
-            let first = |i: usize| i / c % tokens == 0;
+            let first = |i: usize| (i / c).is_multiple_of(*tokens);
             vec![
                 (0..out.numel())
                     .map(|i| if first(i) { x[0].data[i / (tokens * c) * c + i % c] } else { 0.0 })
