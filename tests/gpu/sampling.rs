@@ -97,7 +97,7 @@ impl Setting {
             picture: Some(self.levels),
             classifier_scale: None,
         };
-        let levels = sampler.levels();
+        let levels = self.levels;
         let history = self.table.history();
         let mut state = |name: &str, used: bool| used.then(|| graph.state(name, self.shape, DType::F32));
         let states: Vec<ValueId> =
