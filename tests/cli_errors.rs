@@ -75,7 +75,7 @@ fn schedules_that_are_none() {
 
 #[test]
 fn weights_of_another_model() {
-    let remedy = "check that config.json and the weights come from the same model";
+    let remedy = "check that configuration and weights come from the same model";
     refused(&[WEIGHTS, "1 missing", "conv_in.bias", remedy], |m| {
         edit_weights(m, |t| t.retain(|(n, _)| n != "conv_in.bias"));
     });

@@ -170,7 +170,8 @@ fn scheduler_files_of_every_case_are_read() {
             if let Ok(text) = std::fs::read_to_string(&file) {
                 let config = SchedulerConfig::from_json(&text).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
                 let written = SchedulerConfig::from_json(&config.to_json()).unwrap();
-                let spacing = Some(config.spacing());
+                // What is not in the file is written out, where the class has the key.
+                let spacing = Some(config.spacing()).filter(|_| config.sampler != SamplerKind::ScoreSde);
                 assert_eq!(written, SchedulerConfig { timestep_spacing: spacing, ..config });
                 seen += 1;
             }

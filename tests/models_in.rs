@@ -64,7 +64,7 @@ fn the_differences_are_listed_together() {
             "31 unexpected:\n    extra.00\n    extra.01\n",
             "extra.19\n    ... and 11 more\n",
             "1 wrong shape:\n    conv_out.bias: the file has [5], the configuration [1]",
-            "check that config.json and the weights come from the same model",
+            "check that configuration and weights come from the same model",
         ],
     );
     assert!(!run.stderr.contains("extra.20") && !run.stderr.contains("--lenient"), "{}", run.stderr);

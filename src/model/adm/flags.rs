@@ -50,6 +50,9 @@ const KNOWN: [&str; 39] = [
     "classifier_num_head_channels",
 ];
 
+/// No flag counts further in any published model; products of such numbers do not overflow.
+const MOST: usize = 1 << 24;
+
 /// Flags of the scripts, not yet read as a model.
 #[derive(Clone, Debug)]
 pub struct Flags {
@@ -131,8 +134,8 @@ impl Flags {
     pub(super) fn count(&self, key: &str, default: usize) -> Result<usize, ModelError> {
         let Some(value) = self.given(key) else { return Ok(default) };
         match text_of(value).trim().parse() {
-            Ok(number) if number > 0 => Ok(number),
-            _ => Err(self.refused(format!("{key} = {value} is not a positive whole number"))),
+            Ok(number) if (1..=MOST).contains(&number) => Ok(number),
+            _ => Err(self.refused(format!("{key} = {value} is not a whole number in 1..={MOST}"))),
         }
     }
 

@@ -13,6 +13,9 @@ use crate::unet::{
 /// Rows of the class embedding, a constant of the scripts.
 const CLASSES: usize = 1000;
 
+/// Far beyond every published network.
+const MOST_LEVELS: usize = 16;
+
 /// Where the attention of a network is, and how wide its levels are.
 struct Levels {
     image_size: usize,
@@ -170,6 +173,9 @@ fn multipliers(
     super_resolution: bool,
 ) -> Result<Vec<f64>, ModelError> {
     let given = flags.numbers(key)?;
+    if given.len() > MOST_LEVELS {
+        return Err(flags.refused(format!("{key} has {} levels, at most {MOST_LEVELS} make sense", given.len())));
+    }
     if !given.is_empty() {
         return Ok(given);
     }
