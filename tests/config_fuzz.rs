@@ -216,11 +216,13 @@ fn configurations_from_anywhere() {
     });
 }
 
+const ATTEMPTS: [fn(&str); 3] = [try_network, try_schedule, try_flags];
+
 /// Thousands of edited, damaged and random texts.
 fn pass(rng: &TestRng) {
     let cases = |n| ProptestConfig { cases: n, failure_persistence: None, ..ProptestConfig::default() };
     let run = |n| TestRunner::new_with_rng(cases(n), rng.clone());
-    for (texts, attempt) in [(networks(), try_network as fn(&str)), (schedules(), try_schedule), (flags(), try_flags)] {
+    for (texts, attempt) in [networks(), schedules(), flags()].into_iter().zip(ATTEMPTS) {
         let each = |json: Value| {
             attempt(&json.to_string());
             Ok(())
@@ -243,7 +245,7 @@ fn pass(rng: &TestRng) {
                 bytes[at] = byte
             }
             let text = String::from_utf8_lossy(&bytes);
-            [try_network, try_schedule, try_flags].map(|attempt: fn(&str)| attempt(&text));
+            ATTEMPTS.into_iter().for_each(|attempt| attempt(&text));
             Ok(())
         })
         .unwrap();
@@ -251,7 +253,7 @@ fn pass(rng: &TestRng) {
     run(1000)
         .run(&bytes, |bytes| {
             let text = String::from_utf8_lossy(&bytes);
-            [try_network, try_schedule, try_flags].map(|attempt: fn(&str)| attempt(&text));
+            ATTEMPTS.into_iter().for_each(|attempt| attempt(&text));
             Ok(())
         })
         .unwrap();
