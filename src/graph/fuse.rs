@@ -1,6 +1,6 @@
 //! Fusion: merges elementwise operations into the operation that makes their operand, and drops what nobody reads.
 //!
-//! Layers that read the same vectors are brought together besides ([`super::gather`]).
+//! Layers that read the same vectors are brought together besides.
 //!
 //! Run it on the forward graph before [`super::autodiff::backward`], so that the backward pass recomputes fused
 //! activations instead of storing them, and once more afterwards, so that sums of gradients join the data gradients.
