@@ -7,7 +7,7 @@ use crate::unet::{ConfigError, DownBlock, UNetConfig, UpBlock};
 /// # Errors
 /// [`ConfigError::Invalid`] with the key that diffusers lacks, and why it matters.
 pub(super) fn expressed(config: &UNetConfig) -> Result<UNetConfig, ConfigError> {
-    let refused = |key: &'static str, detail: String| Err(ConfigError::Invalid { key, detail });
+    let refused = |key, detail: String| Err(refusal(key, &detail));
     if config.condition_channels > 0 {
         return refused(
             "condition_channels",
@@ -45,6 +45,11 @@ pub(super) fn expressed(config: &UNetConfig) -> Result<UNetConfig, ConfigError> 
     })
 }
 
+/// What diffusers lacks, and what to do.
+fn refusal(key: &'static str, detail: &str) -> ConfigError {
+    ConfigError::Invalid { key, detail: format!("{detail}; the checkpoint itself can be sampled and evaluated") }
+}
+
 /// The width of a head, where so many heads have the same in every attention layer.
 fn head_width(config: &UNetConfig, heads: usize) -> Result<usize, ConfigError> {
     let decoder = config.decoder_attention_heads.unwrap_or(heads);
@@ -59,13 +64,13 @@ fn head_width(config: &UNetConfig, heads: usize) -> Result<usize, ConfigError> {
     match widths[..] {
         [] => Ok(config.block_out_channels[0]),
         [width] => Ok(width),
-        _ => Err(ConfigError::Invalid {
-            key: "attention_heads",
-            detail: format!(
+        _ => Err(refusal(
+            "attention_heads",
+            &format!(
                 "UNet2DModel has heads of one width (attention_head_dim), and {heads} heads in every layer (num_heads) are {} \
                  channels wide",
                 widths.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
             ),
-        }),
+        )),
     }
 }
