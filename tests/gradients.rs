@@ -133,8 +133,9 @@ fn compare_with_differences(config: &UNetConfig, prediction: PredictionType, oth
         let (id, gradient) = (ParamId::new(i), &gradients[i]);
         let largest = (0..data.len()).max_by(|&a, &b| gradient[a].abs().total_cmp(&gradient[b].abs())).unwrap();
         for at in std::iter::once(largest).chain((1..=others).map(|k| k * data.len() / 3)) {
-            // Weights are multiples of 2^-12, so f32 holds them plus a multiple of this step exactly.
-            let h = 2.0f32.powi(-10);
+            // Weights are multiples of 2^-12, so f32 holds them plus a multiple of this step exactly. The error of the
+            // difference falls with its fourth power; rounding shows from far smaller steps on.
+            let h = 2.0f32.powi(-12);
             let mut difference = |k: f32| {
                 let mut moved = data.clone();
                 moved[at] = data[at] + k * h;
@@ -169,6 +170,11 @@ fn gradients_of_skip_blocks_are_their_slopes() {
 #[test]
 fn gradients_of_k_blocks_are_their_slopes() {
     compare_with_differences(&conditioned_norms(), PredictionType::Epsilon, 0);
+}
+
+#[test]
+fn gradients_of_learned_times_are_their_slopes() {
+    compare_with_differences(&learned_times(), PredictionType::Epsilon, 0);
 }
 
 #[test]

@@ -2,9 +2,10 @@
 //     x_0        = clip(c_x0x x_t + c_x0m model)
 //     x_next     = a x_t + b x_0 + e model + p x0_prev [+ q x0_prev2 + r saved] + std z + (g + g_variance std^2) gradient
 //     saved_next = keep_x x_t + keep_x0 x_0 + keep_x0_prev x0_prev + keep_x0_prev2 x0_prev2 + keep_saved saved
-// with guidance, a classifier's gradient where there is one, a learned variance, the noise and all results in one pass (src/diffusion/step_table.rs), x_next also
-// as the bytes of a picture where they are asked for (src/levels.rs). The terms in brackets and saved_next are those of
-// sampler_history, which a table with more states than x and x0_prev gets; a null state is not there.
+// with guidance, a classifier's gradient where there is one, a learned variance, the noise and all results in one pass
+// (src/diffusion/step_table.rs), x_next also as the bytes of a picture where they are asked for (src/levels.rs). The terms
+// in brackets and saved_next are those of sampler_history, which a table with more states than x and x0_prev gets; a null
+// state is not there.
 //
 // Shapes: x, x0_prev, x0_prev2, saved, z, x_next, x0 [N,H,W,C] in f32, picture in bytes, model [N or 2N,H,W,C or 2C] in
 // the activation type, step [1]. Results may lie on the states: a thread reads its four elements before it writes them.
