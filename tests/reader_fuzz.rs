@@ -443,6 +443,21 @@ fn pictures() {
     }
 }
 
+/// Decoders hold the rows that complete a square of pixels; a claim that counts them cannot be of such a short file.
+#[test]
+fn jpeg_of_a_wide_strip() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.jpg");
+    image::RgbImage::from_fn(16, 16, |x, y| image::Rgb([x as u8, y as u8, 3])).save(&path).unwrap();
+    let mut bytes = fs::read(&path).unwrap();
+    let frame = bytes.windows(2).position(|pair| pair == [0xff, 0xc0]).unwrap();
+    bytes[frame + 5..frame + 7].copy_from_slice(&5u16.to_be_bytes());
+    bytes[frame + 7..frame + 9].copy_from_slice(&46_857u16.to_be_bytes());
+    let options = OpenOptions { size: Some((8, 8)), ..OpenOptions::default() };
+    let name = folder.path().to_str().unwrap();
+    assert!(!answers(&path, &bytes, 4 * 2048, 0, || read_all(data::open(name, &options))));
+}
+
 /// An array file: its header, padded to 64 bytes as NumPy does, and its elements.
 fn npy(descr: &str, shape: &str, elements: &[u8]) -> Vec<u8> {
     let mut header = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}");

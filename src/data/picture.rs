@@ -5,12 +5,16 @@ use std::io::BufReader;
 use std::path::Path;
 
 use image::imageops::FilterType;
-use image::{DynamicImage, ImageDecoder, ImageReader, Limits};
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 
 use super::DataError;
 
-/// Neither PNG nor JPEG packs more pixel bytes than this into a byte, so a header that claims more is wrong.
-const MAX_RATIO: u64 = 2048;
+/// PNG packs no more pixel bytes than this into a byte, so a header that claims more is wrong.
+const PNG_RATIO: u64 = 2048;
+/// JPEG neither: a bit for each of six blocks is the least that 256 pixels of three bytes can take.
+const JPEG_RATIO: u64 = 1024;
+/// JPEG codes whole squares of this side, and decoders hold them.
+const JPEG_SQUARE: u64 = 16;
 /// Wider or higher pictures are refused.
 pub(super) const MAX_SIDE: u32 = 1 << 16;
 
@@ -19,9 +23,13 @@ fn open_picture(path: &Path) -> Result<impl ImageDecoder + use<>, DataError> {
     let picture = |problem: String| DataError::Picture { path: path.to_path_buf(), problem };
     let file = fs::File::open(path).map_err(DataError::os("open", path))?;
     let length = file.metadata().map_err(DataError::os("inspect", path))?.len();
-    let possible = length.saturating_mul(MAX_RATIO);
     let mut reader =
         ImageReader::new(BufReader::new(file)).with_guessed_format().map_err(DataError::os("read", path))?;
+    let (ratio, square) = match reader.format() {
+        Some(ImageFormat::Jpeg) => (JPEG_RATIO, JPEG_SQUARE),
+        _ => (PNG_RATIO, 1),
+    };
+    let possible = length.saturating_mul(ratio);
     let mut limits = Limits::default();
     limits.max_image_width = Some(MAX_SIDE);
     limits.max_image_height = Some(MAX_SIDE);
@@ -29,7 +37,9 @@ fn open_picture(path: &Path) -> Result<impl ImageDecoder + use<>, DataError> {
     reader.limits(limits);
     let decoder = reader.into_decoder().map_err(|error| picture(error.to_string()))?;
     let (width, height) = decoder.dimensions();
-    if width == 0 || height == 0 || decoder.total_bytes() > possible {
+    let coded = |side: u32| u64::from(side).next_multiple_of(square);
+    let pixel_bytes = u64::from(decoder.color_type().bytes_per_pixel());
+    if width == 0 || height == 0 || coded(width) * coded(height) * pixel_bytes > possible {
         return Err(picture(format!(
             "its header claims {height} x {width} pixels, which a file of {length} bytes cannot hold"
         )));
