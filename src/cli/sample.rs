@@ -101,7 +101,7 @@ pub(super) struct Args {
     /// With guidance, how far predictions are brought back to the deviation of the conditional ones (2305.08891), 0 to 1.
     #[arg(long, default_value_t = 0.0, value_name = "PHI")]
     guidance_rescale: f64,
-    /// Samples computed at once.
+    /// Samples computed at once; on a GPU as many as fit its memory by default, up to 2^20 pixels.
     #[arg(long)]
     batch: Option<usize>,
     /// Where they go, by extension: .png (a grid), .npz (bytes, for evaluation), .safetensors (floats), .gif (of the

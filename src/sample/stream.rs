@@ -102,6 +102,12 @@ impl Sampler {
         go_on(pace.evaluations);
         Ok(())
     }
+
+    /// The state of the loop on its way to the host.
+    fn drawn(&mut self, indices: Range<usize>) -> Result<Drawn, SampleError> {
+        let (x, picture) = self.snapshots()?;
+        Ok(Drawn { indices, shape: self.image_shape(), steps: self.steps(), range: self.range(), x, picture })
+    }
 }
 
 /// The end of a group of steps.
@@ -141,14 +147,6 @@ impl Pace {
 /// How many steps of a duration make a group.
 fn group_size(step: Duration) -> usize {
     (GROUP.as_secs_f64() / step.as_secs_f64().max(1e-6)).clamp(1.0, 1000.0) as usize
-}
-
-impl Sampler {
-    /// The state of the loop on its way to the host.
-    fn drawn(&mut self, indices: Range<usize>) -> Result<Drawn, SampleError> {
-        let (x, picture) = self.snapshots()?;
-        Ok(Drawn { indices, shape: self.image_shape(), steps: self.steps(), range: self.range(), x, picture })
-    }
 }
 
 #[cfg(test)]
