@@ -55,7 +55,12 @@ fn a_run_that_is_killed_again_and_again_ends_with_the_bytes_of_a_whole_one() {
         let (mut kills, mut before) = (0, Vec::new());
         while !fs::exists(&killed).unwrap() {
             let mut child = command(&with(args(&model, num, &killed), &["--resume"])).spawn().unwrap();
-            let until = Instant::now() + Duration::from_millis(rng.random_range(200..2200));
+            // The first two cannot come too late, whatever is drawn: together they leave a third of the run and more.
+            let wait = match before.len() {
+                0 | 1 => span.mul_f64(rng.random_range(0.05..0.3)),
+                _ => Duration::from_millis(rng.random_range(200..2200)),
+            };
+            let until = Instant::now() + wait;
             while Instant::now() < until && child.try_wait().unwrap().is_none() {
                 std::thread::sleep(Duration::from_millis(5));
             }

@@ -78,3 +78,11 @@ pub enum SampleError {
         step: usize,
     },
 }
+
+/// The images `x` of `image_len` elements each, sample `first` and those after it, where all are finite after step `step`.
+fn finite(x: Vec<f32>, first: usize, image_len: usize, step: usize) -> Result<Vec<f32>, SampleError> {
+    match x.iter().position(|v| !v.is_finite()) {
+        Some(at) => Err(SampleError::NotFinite { sample: first + at / image_len, step }),
+        None => Ok(x),
+    }
+}

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{Conditions, Drawn, LabelChoice, SampleError};
+use super::{Conditions, Drawn, LabelChoice, SampleError, finite};
 use crate::backend::snapshot::Snapshot;
 use crate::backend::{Backend, BackendError, Executable};
 use crate::diffusion::{Compat, DataRange, Guidance, NormScope, SchedulerConfig, StepTable};
@@ -335,10 +335,7 @@ impl Sampler {
         let mut x = vec![0.0; self.batch.numel(c)];
         self.exe.read_f32(self.program.x, &mut x)?;
         x.truncate(indices.len() * h * w * c);
-        match x.iter().position(|v| !v.is_finite()) {
-            Some(at) => Err(SampleError::NotFinite { sample: indices.start + at / (h * w * c), step: self.steps() }),
-            None => Ok(x),
-        }
+        finite(x, indices.start, h * w * c, self.steps())
     }
 
     /// Writes x_T, the labels and the counters of a batch.

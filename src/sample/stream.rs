@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use super::{SampleError, Sampler};
+use super::{SampleError, Sampler, finite};
 use crate::backend::BackendError;
 use crate::backend::snapshot::Snapshot;
 use crate::diffusion::DataRange;
@@ -57,10 +57,7 @@ impl Drawn {
         let [c, h, w] = self.shape;
         let mut x = self.x.floats()?;
         x.truncate(self.indices.len() * h * w * c);
-        match x.iter().position(|v| !v.is_finite()) {
-            Some(at) => Err(SampleError::NotFinite { sample: self.indices.start + at / (h * w * c), step: self.steps }),
-            None => Ok(x),
-        }
+        finite(x, self.indices.start, h * w * c, self.steps)
     }
 }
 

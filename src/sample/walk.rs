@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::SampleError;
+use super::{SampleError, finite};
 use crate::backend::{Backend, Executable};
 use crate::diffusion::{Guidance, StepTable};
 use crate::graph::NoiseSource;
@@ -128,13 +128,7 @@ impl Walk {
         let mut x = vec![0.0; self.batch.numel(self.channels)];
         self.exe.read_f32(self.program.x, &mut x)?;
         x.truncate(self.indices.len() * self.image_len());
-        match x.iter().position(|v| !v.is_finite()) {
-            Some(at) => Err(SampleError::NotFinite {
-                sample: self.indices.start + at / self.image_len(),
-                step: self.table.rows.len(),
-            }),
-            None => Ok(x),
-        }
+        finite(x, self.indices.start, self.image_len(), self.table.rows.len())
     }
 
     /// Replaces x of the samples; the rest of the batch becomes 0.
